@@ -1,0 +1,26 @@
+// rms_norm: y = x / sqrt(mean(x^2) + eps) * weight.   layer_norm: y = (x - mean) / sqrt(var + eps) * weight + bias.
+#pragma once
+#include "ops/problem.h"
+
+namespace nybble {
+
+struct NormArgs {
+  const void* x;       // [R, D], dtype, rows x_stride elements apart
+  const void* weight;  // [D], w_dtype
+  const void* bias;    // [D], w_dtype, or nullptr (layer_norm only)
+  void* y;             // [R, D], dtype, contiguous
+  DType dtype, w_dtype;
+  int64_t R, D, x_stride;
+  float eps;
+};
+
+namespace cpu {
+Status rms_norm(const NormArgs&);
+Status layer_norm(const NormArgs&);
+}  // namespace cpu
+namespace cuda {
+Status rms_norm(const NormArgs&, Stream);
+Status layer_norm(const NormArgs&, Stream);
+}  // namespace cuda
+
+}  // namespace nybble
