@@ -1,0 +1,32 @@
+"""The ops: typed functions over ``torch.ops.nybble``. The first call loads the native library, or the reference.
+
+>>> import torch
+>>> from nybble import ops
+>>> ops.rms_norm(torch.ones(1, 4), torch.full((4,), 2.0), eps=0.0)
+tensor([[2., 2., 2., 2.]])
+"""
+
+from nybble.ops.attention import attention
+from nybble.ops.embedding import embedding
+from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.matmul import matmul
+from nybble.ops.norm import layer_norm, rms_norm
+from nybble.ops.packed import PackedMatrix
+from nybble.ops.qmatmul import qmatmul
+from nybble.ops.rope import rope_
+from nybble.ops.sample import repetition_penalty_, sample
+
+__all__ = [
+    "PackedMatrix",
+    "attention",
+    "embedding",
+    "gelu_mul",
+    "layer_norm",
+    "matmul",
+    "qmatmul",
+    "repetition_penalty_",
+    "rms_norm",
+    "rope_",
+    "sample",
+    "silu_mul",
+]

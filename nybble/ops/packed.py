@@ -30,7 +30,9 @@ class PackedMatrix:
     scales: Tensor  # float16 [ceil(N/16), G, 16]
     blocks: Tensor  # int32 [KB, 2] on the CPU: bits and scale group of each k block
     zeros: Tensor | None = None  # float32 [ceil(N/16), G, 16]; None: 2^(bits-1)
-    perm: Tensor | None = None  # int32 [KB*32]: input feature of each packed row, -1 for padding; None: identity
+    perm: Tensor | None = (
+        None  # int32 [KB*32]: input feature of each packed row, -1 for padding; None: identity
+    )
     bias: Tensor | None = None  # [N]
 
     @property
@@ -117,7 +119,9 @@ def _unpack_planes(tile: Tensor, bits: int) -> Tensor:
     for p in PLANES[bits]:
         fields = 8 // p
         plane = tile[:, start : start + 64 * p].reshape(NB, p, 1, 64)
-        shifts = torch.arange(fields, device=tile.device, dtype=torch.uint8).view(1, 1, fields, 1) * p
+        shifts = (
+            torch.arange(fields, device=tile.device, dtype=torch.uint8).view(1, 1, fields, 1) * p
+        )
         quads |= ((plane >> shifts) & ((1 << p) - 1)).view(NB, 8, 64) << shift
         shift += p
         start += 64 * p
@@ -164,7 +168,9 @@ def make_packed(
     kbs = (counts + ROWS - 1) // ROWS
     block_group = torch.repeat_interleave(run_groups, kbs)
     blocks = torch.stack([bits.cpu().long()[block_group], block_group], dim=1).to(torch.int32)
-    if bool((counts == kbs * ROWS)[:-1].all()) and perm is None:  # only the last run is short: identity still holds
+    if (
+        bool((counts == kbs * ROWS)[:-1].all()) and perm is None
+    ):  # only the last run is short: identity still holds
         padded = torch.nn.functional.pad(codes, (0, 0, 0, int(kbs.sum()) * ROWS - K))
         full_perm = None
     else:
@@ -174,7 +180,9 @@ def make_packed(
         padded = torch.zeros(int(kbs.sum()) * ROWS, N, dtype=torch.uint8)
         padded[place] = codes
         full_perm = torch.full((padded.shape[0],), -1, dtype=torch.int32)
-        full_perm[place] = torch.arange(K, dtype=torch.int32) if perm is None else perm.to(torch.int32)
+        full_perm[place] = (
+            torch.arange(K, dtype=torch.int32) if perm is None else perm.to(torch.int32)
+        )
     return PackedMatrix(
         K=K,
         N=N,
@@ -193,7 +201,11 @@ def dequantize(matrix: PackedMatrix) -> Tensor:
     group = matrix.blocks[:, 1].long().repeat_interleave(ROWS).to(codes.device)
     half = (1 << (matrix.blocks[:, 0].long() - 1)).repeat_interleave(ROWS).to(codes.device)
     scale = ungroup_columns(matrix.scales, matrix.N).float()[group]
-    zero = half[:, None].float() if matrix.zeros is None else ungroup_columns(matrix.zeros, matrix.N)[group]
+    zero = (
+        half[:, None].float()
+        if matrix.zeros is None
+        else ungroup_columns(matrix.zeros, matrix.N)[group]
+    )
     rows = (codes - zero) * scale
     if matrix.perm is None:
         return rows[: matrix.K].contiguous()

@@ -1,0 +1,62 @@
+# From an empty checkout: `make demo` writes text, `make test` runs the tests. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+# PyPI's torch for Linux brings CUDA with it, several GB; TORCH_INDEX can name torch's own CPU index instead.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PROMPT ?= The old house at the end of the road
+
+.PHONY: demo test lint bench test-gpu bench-gpu asan fuzz cuda-all setup setup-dev clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/ready
+setup-dev: $(VENV)/ready-dev
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: $(PY) pyproject.toml constraints-dev.txt
+	$(PY) -c "import torch" 2>/dev/null || $(PIP) torch
+	$(PIP) -e '.[build]'
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(PY) -m nybble generate --max-tokens 128 "$(PROMPT)"
+
+test: setup-dev
+	$(PY) -m pytest -q -m "not gpu"
+
+lint: setup-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup-dev
+	$(PY) -m nybble bench decode
+
+test-gpu: setup-dev
+	$(PY) -m pytest -q -m gpu
+
+bench-gpu: setup-dev
+	$(PY) -m nybble bench decode --device cuda
+
+# The CPU tests with the native code under AddressSanitizer and UBSan. Python itself is not instrumented, so leaks are not counted.
+asan: setup-dev
+	$(PY) -m nybble build --sanitize address,undefined --output build/asan
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 NYBBLE_LIBRARY=build/asan/libnybble.so \
+	$(PY) -m pytest -q -m "not gpu and not slow" -p no:cacheprovider
+
+fuzz: setup-dev
+	$(PY) -m pytest -q tests/formats -k "mutat or fuzz" --hypothesis-seed=0
+
+# Every architecture this nvcc knows of the default list, without a GPU.
+cuda-all: setup-dev
+	NYBBLE_CUDA=on $(PY) -m nybble build --archs all --output build/cuda-all
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache nybble/_lib

@@ -1,0 +1,17 @@
+# The CUDA part: torch-free kernels, static runtime, one set of objects in the same library.
+if(NYBBLE_CUDA_ARCHS)
+  set(CMAKE_CUDA_ARCHITECTURES "${NYBBLE_CUDA_ARCHS}")
+endif()
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+enable_language(CUDA)
+
+file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cpp")
+target_sources(nybble PRIVATE ${cuda_sources})
+target_compile_definitions(nybble_flags INTERFACE NYBBLE_HAVE_CUDA)
+target_compile_options(nybble PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -lineinfo --threads ${NYBBLE_NVCC_THREADS}>)
+if(NYBBLE_DEBUG)
+  target_compile_options(nybble PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-DNYBBLE_DEVICE_ASSERT --time=nvcc_time.csv>)
+endif()

@@ -1,0 +1,90 @@
+#include "ops/norm.h"
+
+#include <cmath>
+
+#include "cpu/simd/vec.h"
+#include "cpu/threads.h"
+
+namespace nybble::cpu::NYBBLE_ISA {
+namespace {
+
+constexpr int W = Vec::width;
+
+// Sum of f(x_i) over a row in four vectors, so that a long row loses little to rounding and additions overlap.
+template <typename T, typename F>
+float row_sum(const T* x, int64_t D, const F& f) {
+  Vec s[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  int64_t i = 0;
+  for (; i + 4 * W <= D; i += 4 * W)
+    for (int j = 0; j < 4; ++j) s[j] = f(Vec::load(x + i + j * W), s[j]);
+  float sum = 0;
+  for (; i + W <= D; i += W) s[0] = f(Vec::load(x + i), s[0]);
+  for (; i < D; ++i) {
+    // One lane at a time: a lane beyond the row must not count where f(0) is not 0.
+    float lane[W] = {};
+    f(Vec::set(to_float(x[i])), Vec::zero()).store(lane);
+    sum += lane[0];
+  }
+  return sum + ((s[0] + s[1]) + (s[2] + s[3])).hsum();
+}
+
+// y = (x - mean) * inv * weight + bias
+template <typename T, typename WT>
+void scale_row(const T* x, const WT* weight, const WT* bias, T* y, int64_t D, float mean, float inv) {
+  const Vec m = Vec::set(mean), k = Vec::set(inv);
+  int64_t i = 0;
+  for (; i + W <= D; i += W) {
+    const Vec v = (Vec::load(x + i) - m) * k * Vec::load(weight + i);
+    (bias ? v + Vec::load(bias + i) : v).store(y + i);
+  }
+  if (const int n = int(D - i)) {
+    const Vec v = (Vec::load_n(x + i, n) - m) * k * Vec::load_n(weight + i, n);
+    (bias ? v + Vec::load_n(bias + i, n) : v).store_n(y + i, n);
+  }
+}
+
+// moments(row) gives the mean to subtract and the factor to apply.
+template <typename M>
+void norm(const NormArgs& a, const M& moments) {
+  with_type(a.dtype, [&](auto t) {
+    with_type(a.w_dtype, [&](auto w) {
+      using T = decltype(t);
+      using WT = decltype(w);
+      const int64_t grain = larger(1, 16384 / larger(a.D, 1));
+      parallel_for(a.R, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
+          float mean = 0, inv = 0;
+          moments(x, &mean, &inv);
+          scale_row(x, static_cast<const WT*>(a.weight), static_cast<const WT*>(a.bias), static_cast<T*>(a.y) + r * a.D,
+                    a.D, mean, inv);
+        }
+      });
+    });
+  });
+}
+
+}  // namespace
+
+Status rms_norm(const NormArgs& a) {
+  NormArgs plain = a;
+  plain.bias = nullptr;
+  norm(plain, [&](const auto* x, float*, float* inv) {
+    const float square = row_sum(x, a.D, [](Vec v, Vec s) { return fma(v, v, s); });
+    *inv = 1.0f / std::sqrt(square / float(a.D) + a.eps);
+  });
+  return {};
+}
+
+// Two passes: the variance as mean(x^2) - mean^2 would cancel where the mean is large.
+Status layer_norm(const NormArgs& a) {
+  norm(a, [&](const auto* x, float* mean, float* inv) {
+    *mean = row_sum(x, a.D, [](Vec v, Vec s) { return s + v; }) / float(a.D);
+    const Vec m = Vec::set(*mean);
+    const float square = row_sum(x, a.D, [m](Vec v, Vec s) { return fma(v - m, v - m, s); });
+    *inv = 1.0f / std::sqrt(square / float(a.D) + a.eps);
+  });
+  return {};
+}
+
+}  // namespace nybble::cpu::NYBBLE_ISA

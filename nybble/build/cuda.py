@@ -1,0 +1,216 @@
+"""The CUDA side of the toolchain: nvcc, its version against torch's, and the architectures to build for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nybble import env
+from nybble.build.toolchain import Torch, jobs, output_of, version_tuple
+from nybble.errors import BuildError, SettingError
+
+MINIMUM_CUDA = (11, 8)
+# Names as NVIDIA and torch use them.
+NAMES: dict[str, tuple[str, ...]] = {
+    "volta": ("7.0",),
+    "turing": ("7.5",),
+    "ampere": ("8.0", "8.6"),
+    "ada": ("8.9",),
+    "hopper": ("9.0",),
+    "blackwell": ("10.0", "12.0"),
+}
+# What a wheel is built for when nobody says: every family with tensor cores, and PTX for those to come.
+DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
+
+@dataclass(frozen=True, order=True)
+class Arch:
+    """One architecture: number times ten (90), letter ("", "a", "f"), and whether its PTX goes in for later GPUs."""
+
+    number: int
+    letter: str = ""
+    ptx: bool = False
+
+    def cmake(self) -> list[str]:
+        """As ``CMAKE_CUDA_ARCHITECTURES`` takes it. PTX goes in without the letter: with it no later GPU could use it."""
+        return [
+            f"{self.number}{self.letter}-real",
+            *([f"{self.number}-virtual"] if self.ptx else []),
+        ]
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of ``CUDA_HOME`` or ``CUDA_PATH``, else on PATH, else in the usual folder."""
+    name = "nvcc.exe" if sys.platform == "win32" else "nvcc"
+    home = env.path("CUDA_HOME")
+    if home is not None:
+        chosen = home / "bin" / name
+        if not chosen.is_file():
+            raise BuildError(
+                f"CUDA_HOME={home} has no bin/{name}: set it to a CUDA toolkit, or unset it"
+            )
+        return chosen
+    found = shutil.which("nvcc")
+    if found:
+        return Path(found)
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    return usual if usual.is_file() else None
+
+
+def nvcc_version(nvcc: Path) -> tuple[int, int]:
+    """Version of a compiler, from the word after "release"."""
+    output = output_of(nvcc, "--version") or ""
+    found = re.search(r"release (\d+)\.(\d+)", output)
+    if not found:
+        raise BuildError(
+            f"{nvcc} --version does not tell a version: set CUDA_HOME to a working CUDA toolkit"
+        )
+    return int(found.group(1)), int(found.group(2))
+
+
+def check_nvcc(nvcc: Path, torch: Torch) -> tuple[int, int]:
+    """Version of nvcc, after refusing one that is too old or of another major version than torch's CUDA."""
+    version = nvcc_version(nvcc)
+    shown = f"{version[0]}.{version[1]}"
+    if version < MINIMUM_CUDA:
+        raise BuildError(
+            f"CUDA {shown} ({nvcc}) is too old: install CUDA 11.8 or later and set CUDA_HOME to it"
+        )
+    if torch.cuda is not None and version_tuple(torch.cuda)[0] != version[0]:
+        raise BuildError(
+            f"nvcc is CUDA {shown} ({nvcc}) and torch {torch.version} was made with CUDA {torch.cuda}: set CUDA_HOME to a CUDA "
+            f"{version_tuple(torch.cuda)[0]} toolkit, or install a torch made with CUDA {version[0]}"
+        )
+    return version
+
+
+def known_archs(nvcc: Path) -> set[int]:
+    """Architecture numbers nvcc can build, from ``nvcc --list-gpu-arch``."""
+    return {
+        int(number)
+        for number in re.findall(r"compute_(\d+)", output_of(nvcc, "--list-gpu-arch") or "")
+    }
+
+
+def parse_arch_list(value: str) -> list[Arch]:
+    """Architectures of a ``TORCH_CUDA_ARCH_LIST``: numbers, names, ``+PTX``, between semicolons, commas or spaces.
+
+    >>> parse_arch_list("8.0;9.0a+PTX")
+    [Arch(number=80, letter='', ptx=False), Arch(number=90, letter='a', ptx=True)]
+    """
+    archs: list[Arch] = []
+    for word in re.split(r"[;,\s]+", value.strip()):
+        if not word:
+            continue
+        bare, plus, suffix = word.partition("+")
+        ptx = bool(plus)
+        numbers = NAMES.get(bare.lower(), (bare,))
+        for index, number in enumerate(numbers):
+            found = re.fullmatch(r"(\d{1,2})\.(\d)([af]?)", number)
+            if not found or (plus and suffix.upper() != "PTX"):
+                raise SettingError(
+                    f"TORCH_CUDA_ARCH_LIST={value}: {word} is not understood; expected numbers such as 9.0 or 9.0a, names "
+                    f"({', '.join(name.capitalize() for name in NAMES)}), each with or without +PTX"
+                )
+            last = index == len(numbers) - 1
+            archs.append(
+                Arch(int(found.group(1)) * 10 + int(found.group(2)), found.group(3), ptx and last)
+            )
+    return sorted(set(archs))
+
+
+def detected_archs() -> list[Arch]:
+    """Architectures of the GPUs here, the newest with PTX; asked from the driver's tool so that no context is made."""
+    output = output_of("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    found = sorted(
+        {
+            int(a) * 10 + int(b)
+            for a, b in re.findall(r"^\s*(\d+)\.(\d)\s*$", output or "", re.MULTILINE)
+        }
+    )
+    return [Arch(number, "a" if number == 90 else "", number == found[-1]) for number in found]
+
+
+def choose_archs(nvcc: Path, asked: str | None = None) -> list[Arch]:
+    """What to build for: what is asked, else the GPUs here, else the default list. Refuses what nvcc does not know."""
+    known = known_archs(nvcc)
+    value = asked or env.text("TORCH_CUDA_ARCH_LIST")
+    if value == "all":
+        wanted = []
+    else:
+        wanted = parse_arch_list(value) if value else detected_archs()
+    if not wanted:
+        fitting = [
+            arch for arch in parse_arch_list(" ".join(DEFAULT)) if not known or arch.number in known
+        ]
+        return [*fitting[:-1], Arch(fitting[-1].number, "", True)]
+    unknown = [arch for arch in wanted if known and arch.number not in known]
+    if unknown:
+        names = ", ".join(f"{a.number // 10}.{a.number % 10}" for a in unknown)
+        listed = ", ".join(f"{n // 10}.{n % 10}" for n in sorted(known))
+        version = ".".join(map(str, nvcc_version(nvcc)))
+        raise BuildError(
+            f"nvcc {version} ({nvcc}) cannot build for compute capability {names}; it knows {listed}: "
+            "set TORCH_CUDA_ARCH_LIST to some of these, or install another CUDA toolkit and set CUDA_HOME to it"
+        )
+    return wanted
+
+
+def refuse_rocm(torch: Torch) -> None:
+    """ROCm needs kernels of its own; until they exist a build for it would only fail later and less clearly."""
+    if torch.hip is not None:
+        raise BuildError(
+            f"torch {torch.version} is made for ROCm {torch.hip}, for which nybble has no kernels yet: NYBBLE_CUDA=off builds the "
+            "CPU part, and GPU tensors use the PyTorch reference"
+        )
+
+
+def cmake_options(torch: Torch, wanted: str, archs: str | None = None) -> list[str]:
+    """CMake's options for the CUDA part. ``wanted``: ``auto`` (where torch is a CUDA torch and nvcc is there), ``on``, ``off``."""
+    if wanted == "off":
+        return ["-DNYBBLE_CUDA=OFF"]
+    refuse_rocm(torch)
+    if wanted == "auto" and torch.cuda is None:
+        return ["-DNYBBLE_CUDA=OFF"]
+    nvcc = find_nvcc()
+    if nvcc is None:
+        if wanted == "on":
+            raise BuildError(
+                "NYBBLE_CUDA=on and no nvcc was found: install the CUDA toolkit and set CUDA_HOME to its folder"
+            )
+        return ["-DNYBBLE_CUDA=OFF"]
+    version = check_nvcc(nvcc, torch)
+    chosen = ";".join(name for arch in choose_archs(nvcc, archs) for name in arch.cmake())
+    threads = max(1, min(4, (os.cpu_count() or 1) // max(1, jobs())))
+    return [
+        "-DNYBBLE_CUDA=ON",
+        f"-DNYBBLE_CUDA_ARCHS={chosen}",
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DNYBBLE_CUDA_VERSION={version[0]}.{version[1]}",
+        f"-DNYBBLE_NVCC_THREADS={threads}",
+    ]
+
+
+def serves(archs: list[str], number: int) -> bool:
+    """Whether code built for ``archs`` (as CMake writes them) runs on a GPU of compute capability ``number`` / 10.
+
+    Machine code runs on its own major version from its minor number up; with a letter, on its own number only; PTX on all later.
+    """
+    for arch in archs:
+        found = re.fullmatch(r"(\d+)([af]?)-(real|virtual)", arch)
+        if not found:
+            continue
+        built = int(found.group(1))
+        if found.group(2):
+            fits = built == number
+        elif found.group(3) == "real":
+            fits = built // 10 == number // 10 and built <= number
+        else:
+            fits = built <= number
+        if fits:
+            return True
+    return False

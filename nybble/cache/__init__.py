@@ -1,0 +1,5 @@
+"""Stores of keys and values."""
+
+from nybble.cache.flat import FlatCache
+
+__all__ = ["FlatCache"]

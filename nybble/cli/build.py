@@ -1,0 +1,43 @@
+"""``nybble build``: build the native library now instead of at first use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def build(
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to copy the library to. Default: only the cache.")
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Forget the built library and its objects first.")
+    ] = False,
+    sanitize: Annotated[
+        str, typer.Option(help="Sanitizers for the CPU code: address,undefined.")
+    ] = "",
+    archs: Annotated[
+        str | None,
+        typer.Option(help="CUDA architectures as in TORCH_CUDA_ARCH_LIST, or all."),
+    ] = None,
+) -> None:
+    """Build the native library and say where it is."""
+    from nybble.build import compile as building
+    from nybble.build import progress, sources
+
+    plan = building.plan(sanitize=sanitize, archs=archs)
+    if clean:
+        building.forget(plan)
+    path = building.cached(plan.key)
+    if path is None:
+        with progress.bar("asked for by nybble build") as shown:
+            path = building.build(plan, shown)
+    if output is not None:
+        path = building.put(path, output / sources.library_name())
+    record = sources.read_build_info(path) or {}
+    typer.echo(str(path))
+    typer.echo(
+        f"CPU: {', '.join(record['isas'])}. CUDA: {', '.join(record['cuda_archs']) or 'none'}."
+    )

@@ -1,0 +1,1 @@
+"""Checkpoints: the safetensors container and the ways linear layers are stored in it."""

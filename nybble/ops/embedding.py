@@ -1,0 +1,34 @@
+"""``embedding``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nybble.ops import _schema  # noqa: F401  (defines the ops)
+from nybble.ops._native import ensure_loaded
+
+_embedding = torch.ops.nybble.embedding.default
+
+
+def embedding(ids: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``y[i] = weight[ids[i]]`` in ``dtype``.
+
+    Args:
+        ids: int64 ``[...]``, each in ``[0, V)``.
+        weight: ``[V, D]`` float32, float16 or bfloat16, contiguous.
+        dtype: one of these types.
+
+    Returns ``[..., D]``. Raises ``RuntimeError`` for an id outside the table and for what does not fit.
+
+    >>> embedding(torch.tensor([1]), torch.tensor([[1.0], [2.0]]))
+    tensor([[2.]])
+    """
+    ensure_loaded()
+    y: Tensor = _embedding(ids, weight, dtype)
+    return y
+
+
+@torch.library.register_fake("nybble::embedding")
+def _(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.new_empty((*ids.shape, weight.shape[1]), dtype=dtype)
