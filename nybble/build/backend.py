@@ -45,7 +45,7 @@ def native_options() -> dict[str, str] | None:
     defined = dict(option.removeprefix("-D").split("=", 1) for option in options)
     return defined | {
         "NYBBLE_TORCH_DIR": str(torch.folder),
-        "NYBBLE_HASH": sources.content_hash(ROOT),
+        "NYBBLE_HASH": sources.content_hash(sources.CHECKOUT),
         "NYBBLE_DEBUG": "ON" if env.flag("NYBBLE_EXT_DEBUG") else "OFF",
     }
 
@@ -108,7 +108,7 @@ def get_requires_for_build_sdist(config_settings: Settings = None) -> list[str]:
 
 
 def build_sdist(sdist_directory: str, config_settings: Settings = None) -> str:
-    """The source archive, with ``csrc`` and ``CMakeLists.txt``."""
+    """The source archive, with ``csrc``."""
     from scikit_build_core.build import build_sdist as build
 
     name: str = build(sdist_directory, config_settings)

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -72,34 +73,45 @@ def cache_key(content: str, options: tuple[str, ...]) -> str:
     return f"{content}-torch{sources.TORCH_TARGET}-{rest}"
 
 
-def writable_cache() -> Path:
-    """The cache folder, or a temporary one of this user where the cache cannot be written."""
-    wanted = env.cache_dir() / "native"
+def cache_folders() -> tuple[Path, Path]:
+    """The cache folder, and the temporary one of this user that stands in where the cache cannot be written."""
     uid = os.getuid() if hasattr(os, "getuid") else "user"
-    for folder in (wanted, Path(tempfile.gettempdir()) / f"nybble-{uid}" / "native"):
+    return env.cache_dir() / "native", Path(tempfile.gettempdir()) / f"nybble-{uid}-native"
+
+
+def trusted(folder: Path) -> bool:
+    """Whether only this user can have put files here: anyone may make a folder under a shared /tmp, and libraries are run."""
+    if not hasattr(os, "getuid") or folder == cache_folders()[0]:
+        return True
+    try:
+        facts = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022
+
+
+def writable_cache() -> Path:
+    """The first cache folder that can be written and trusted."""
+    for folder in cache_folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-                continue  # someone else's folder under a shared /tmp is no place to load code from
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
-                return folder
+                if trusted(folder):
+                    return folder
         except OSError:
             continue
+    wanted, stand_in = cache_folders()
     raise BuildError(
-        f"neither {wanted} nor a temporary folder can be written: set NYBBLE_CACHE_DIR to a folder that can"
+        f"neither {wanted} nor {stand_in} can be written: set NYBBLE_CACHE_DIR to a folder that can"
     )
 
 
 def cached(key: str) -> Path | None:
     """A library with this key in the cache, or in the temporary folder that stands in for it."""
-    uid = os.getuid() if hasattr(os, "getuid") else "user"
-    for folder in (
-        env.cache_dir() / "native",
-        Path(tempfile.gettempdir()) / f"nybble-{uid}" / "native",
-    ):
+    for folder in filter(trusted, cache_folders()):
         path = folder / key / sources.library_name()
         record = sources.read_build_info(path)
-        if record is not None and key.startswith(record["hash"]):
+        if record is not None and record.get("hash") == key.partition("-")[0]:
             return path
     return None
 
@@ -155,11 +167,19 @@ def put(product: Path, target: Path) -> Path:
     return target
 
 
+def kept_objects(plan: Plan) -> Path | None:
+    """Folder in the checkout for the objects of these options; ``None`` for an installed package."""
+    if plan.tree != sources.CHECKOUT:
+        return None
+    return plan.tree.parent / "build" / plan.key.rsplit("-", 1)[1]
+
+
 @contextlib.contextmanager
 def build_folder(plan: Plan, cache: Path) -> Iterator[Path]:
     """Where objects go: kept in a checkout, so that an edit rebuilds only what it touches; thrown away elsewhere."""
-    if plan.tree == sources.PACKAGE.parent and os.access(plan.tree, os.W_OK):
-        folder = plan.tree / "build" / plan.key.rsplit("-", 1)[1]
+    kept = kept_objects(plan)
+    if kept is not None and os.access(plan.tree.parent, os.W_OK):
+        folder = kept
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "lock"):
             yield folder
@@ -264,5 +284,6 @@ def forget(plan: Plan) -> None:
     path = cached(plan.key)
     if path is not None:
         path.unlink()
-    if plan.tree == sources.PACKAGE.parent:
-        shutil.rmtree(plan.tree / "build" / plan.key.rsplit("-", 1)[1], ignore_errors=True)
+    kept = kept_objects(plan)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = PACKAGE.parent / "csrc"
 # build_info.h.in writes the JSON with this beginning, so it can be found in the file without running any of it.
 MARK = b'{"nybble_build":1,'
 TORCH_TARGET = "2.10"
@@ -22,25 +23,21 @@ def library_name() -> str:
 
 
 def source_tree() -> Path | None:
-    """Folder with ``CMakeLists.txt`` and ``csrc``: the checkout, or what the package carries; ``None`` where neither is."""
-    for folder in (PACKAGE.parent, PACKAGE / "_src"):
-        if (folder / "CMakeLists.txt").is_file() and (folder / "csrc").is_dir():
+    """Folder with ``CMakeLists.txt`` and all sources: what the package carries, or the checkout's; ``None`` where neither is."""
+    for folder in (PACKAGE / "csrc", CHECKOUT):
+        if (folder / "CMakeLists.txt").is_file():
             return folder
     return None
 
 
 def in_checkout() -> bool:
     """Whether this package runs from a source checkout, where sources may change under a built library."""
-    return source_tree() == PACKAGE.parent
+    return source_tree() == CHECKOUT
 
 
 def source_files(tree: Path) -> Iterator[Path]:
     """Every file the library is built from, in a fixed order."""
-    yield tree / "CMakeLists.txt"
-    for folder in ("cmake", "csrc"):
-        yield from sorted(
-            p for p in (tree / folder).rglob("*") if p.is_file() and not p.name.startswith(".")
-        )
+    yield from sorted(p for p in tree.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
 def content_hash(tree: Path) -> str:

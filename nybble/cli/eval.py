@@ -19,6 +19,10 @@ def evaluate(
     ] = None,
     windows: Annotated[int, typer.Option(help="How many windows; 0: the whole text.", min=0)] = 200,
     length: Annotated[int, typer.Option(help="Tokens in a window.", min=2)] = 1024,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="A folder with tokenizer.json, or the file.", show_default="MODEL's own"),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     act_bits: Annotated[
         int | None, typer.Option(help="Precision of activations: 8, 16 or 32.", show_default="16")
@@ -39,7 +43,7 @@ def evaluate(
     from nybble.quantize.measure import measure
 
     folder = resolve(model)
-    tokenizer = Tokenizer.from_folder(folder)
+    reader = Tokenizer.from_folder(_tokenizer_folder(tokenizer, folder))
     subject = nybble.load_model(str(folder), device=device, act_bits=act_bits)
     other = (
         None
@@ -47,7 +51,7 @@ def evaluate(
         else nybble.load_model(str(resolve(against)), device=device, act_bits=act_bits)
     )
     stream = data.tokens(
-        data.documents(text), lambda part: tokenizer.encode(part, special=False), tokenizer.bos
+        data.documents(text), lambda part: reader.encode(part, special=False), reader.bos
     )
     chosen = data.windows(stream, length, windows or None)
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -82,3 +86,17 @@ def evaluate(
         table.add_row("KL(reference || model), nats", f"{result.kl:.5f}", f"{result.kl_stderr:.5f}")
         table.add_row("top-1 agreement", f"{result.top1:.2%}", f"{result.top1_stderr:.2%}")
     Console().print(table)
+
+
+def _tokenizer_folder(given: Path | None, model: Path) -> Path:
+    """Where tokenizer.json is; raises SettingError when the one asked for has none."""
+    from nybble.errors import SettingError
+
+    if given is None:
+        if not (model / "tokenizer.json").is_file():
+            raise SettingError(f"{model} has no tokenizer.json; name a folder with --tokenizer")
+        return model
+    folder = given.parent if given.name == "tokenizer.json" else given
+    if not (folder / "tokenizer.json").is_file():
+        raise SettingError(f"--tokenizer: expected a folder with tokenizer.json, got {given}")
+    return folder

@@ -9,6 +9,11 @@ from pathlib import Path
 from nybble.errors import FormatError
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
+PATTERNS = [
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+]  # newer models keep the chat template in a .jinja file
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,7 +56,7 @@ def _download(name: str) -> Path:
             "huggingface_hub"
         ) from e
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json"]))
+        return Path(snapshot_download(name, allow_patterns=PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         reason = str(e).strip().splitlines()
         raise FormatError(

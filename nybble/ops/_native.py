@@ -159,7 +159,8 @@ def _load(
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        reasons.append(explain_load_error(path, str(error)))
+        # torch wraps what the dynamic loader said.
+        reasons.append(explain_load_error(path, str(error.__cause__ or error)))
         return None
     return State(path, origin, reason, info)
 

@@ -102,7 +102,7 @@ def quantize_rtn(
         layers += _site_reports(work / f"{number:05d}", site, read, settings)
         done += site.numel
     tell(total, total, "writing")
-    nbytes = _assemble(work, output, read, settings, len(sites), force)
+    fresh, nbytes = _assemble(work, output, read, settings, len(sites))
     report = Report(
         method="rtn",
         target=settings.bits,
@@ -114,7 +114,8 @@ def quantize_rtn(
         source_bytes=sum(read.checkpoint.info(name).nbytes for name in read.checkpoint.names()),
         seconds=time.monotonic() - started,
     )
-    (output / "report.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+    _write_json(fresh / "report.json", report.to_dict())
+    _publish(fresh, output)
     shutil.rmtree(work)
     return report
 
@@ -229,9 +230,9 @@ def _open_work(read: Source, output: Path, settings: Settings) -> Path:
 
 
 def _assemble(
-    work: Path, output: Path, read: Source, settings: Settings, sites: int, force: bool
-) -> int:
-    """Put the output together under a temporary name and rename it; returns the bytes of its tensors."""
+    work: Path, output: Path, read: Source, settings: Settings, sites: int
+) -> tuple[Path, int]:
+    """Put the output together under a temporary name; returns it and the bytes of its tensors."""
     fresh = output.parent / f".{output.name}.new"
     if fresh.exists():
         shutil.rmtree(fresh)
@@ -251,13 +252,18 @@ def _assemble(
     for name in COPIED:
         if (read.checkpoint.path / name).is_file():
             shutil.copyfile(read.checkpoint.path / name, fresh / name)
+    return fresh, nbytes
+
+
+def _publish(fresh: Path, output: Path) -> None:
+    """Give ``fresh`` its name; what had the name (``--force``) goes once the new one is in place."""
     old = output.parent / f".{output.name}.old"
-    if output.exists() and force:
+    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed right here
+    if output.exists():
         output.rename(old)
     fresh.rename(output)
     if old.exists():
         shutil.rmtree(old)
-    return nbytes
 
 
 def _write_shards(folder: Path, work: Path, read: Source, sites: int) -> int:

@@ -1,4 +1,4 @@
-"""The full-precision checkpoint a quantizer reads: which matrices to quantizeand their weights."""
+"""The full-precision checkpoint a quantizer reads: which matrices to quantize and their weights."""
 
 from __future__ import annotations
 

@@ -145,6 +145,20 @@ def test_hub_names(tmp_path: Path) -> None:
         resolve(tmp_path / "file")
 
 
+def test_download_takes_the_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **settings: Any) -> str:
+        asked.update(settings, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert resolve("owner/model") == tmp_path
+    assert asked["name"] == "owner/model"
+    assert set(asked["allow_patterns"]) == {"*.safetensors", "*.json", "*.jinja"}
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [

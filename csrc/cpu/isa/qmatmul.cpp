@@ -144,31 +144,38 @@ struct Integers {
     for (int q = 0; q < kQuads; q++) store(out + 64 * q, codes[q]);
   }
 
-  // dot[r] += codes . plane of row r
-  template <int R>
-  static inline void add_dots(const U32 (&codes)[kQuads], const uint8_t* plane, __m512i (&dot)[R]) {
+  // The sum over p of dot[p][r] grows by codes . plane of row r.
+  template <int R, int SPLIT>
+  static inline void add_dots(const U32 (&codes)[kQuads], const uint8_t* plane, __m512i (&dot)[SPLIT][R]) {
 #pragma GCC unroll 8
     for (int q = 0; q < kQuads; q++) {
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++) {
         const __m512i x = _mm512_set1_epi32(load<int32_t>(plane + 4 * (q * R + r)));
-        dot[r] = _mm512_dpbusd_epi32(dot[r], (__m512i)codes[q], x);
+        dot[q % SPLIT][r] = _mm512_dpbusd_epi32(dot[q % SPLIT][r], (__m512i)codes[q], x);
       }
     }
+  }
+
+  template <int R, int SPLIT>
+  static inline __m512i sum_parts(const __m512i (&dot)[SPLIT][R], int r) {
+    return SPLIT == 2 ? _mm512_add_epi32(dot[0][r], dot[SPLIT - 1][r]) : dot[0][r];
   }
 
   template <int R>
   static inline void multiply(const Columns& c, int64_t kb, const U32 (&codes)[kQuads], const uint8_t* record,
                               F32 (&sums)[R]) {
     const uint8_t* tail = record + PLANES * kPackRows * R;
-    __m512i dot[R];
-    for (int r = 0; r < R; r++) dot[r] = _mm512_setzero_si512();
-    if constexpr (PLANES == 2) {
-      add_dots<R>(codes, record, dot);
+    // Few rows leave few sums to overlap, so each is kept in several parts: integer sums do not mind the order.
+    constexpr int kSplit = R <= 2 ? 2 : 1;
+    __m512i dot[R], parts[PLANES][kSplit][R] = {};
+#pragma GCC unroll 2
+    for (int p = 0; p < PLANES; p++) add_dots<R, kSplit>(codes, record + p * kPackRows * R, parts[p]);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) dot[r] = (__m512i)((I32)dot[r] << 8);
+    for (int r = 0; r < R; r++) {
+      dot[r] = sum_parts<R, kSplit>(parts[PLANES - 1], r);
+      if (PLANES == 2) dot[r] = (__m512i)((I32)dot[r] + ((I32)sum_parts<R, kSplit>(parts[0], r) << 8));
     }
-    add_dots<R>(codes, record + (PLANES - 1) * kPackRows * R, dot);
     const F32 wscale = load_scales(c.scales(kb));
     const float* zeros = c.zeros(kb);
 #pragma GCC unroll 8

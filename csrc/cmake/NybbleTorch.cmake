@@ -46,10 +46,6 @@ function(nybble_link_torch target)
   foreach(name IN LISTS names)
     target_link_libraries(${target} PRIVATE "${NYBBLE_TORCH_DIR}/lib/${name}")
   endforeach()
-  if(UNIX AND NOT APPLE)
-    # Lazy binding: a library with a CUDA part must also load beside a torch without one, whose CUDA calls are never reached.
-    target_link_options(${target} PRIVATE -Wl,-z,lazy)
-  endif()
 endfunction()
 
 # What is in the file, as JSON behind a fixed beginning: the loader finds it by reading the file, without running any of it.

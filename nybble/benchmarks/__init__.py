@@ -1,0 +1,1 @@
+"""What ``nybble bench`` runs: decoding, the ops, and the memory's own speed to judge them by."""

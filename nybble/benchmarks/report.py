@@ -1,0 +1,187 @@
+"""A benchmark's result: times and rates, the machine they come from, as JSON and as tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from nybble.ops import _native
+
+SAMPLE_SECONDS = 1e-3  # calls shorter than this are timed several at once
+PACKAGES = ("nybble", "torch", "onnxruntime", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds a call: the middle one and the least. Other programs on the machine raise the first
+    more than the second."""
+
+    median: float
+    fastest: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        """Of single measurements.
+
+        >>> Times.of([3.0, 1.0, 2.0])
+        Times(median=2.0, fastest=1.0)
+        """
+        return cls(statistics.median(seconds), min(seconds))
+
+
+def measure(call: Callable[[], object], seconds: float) -> Times:
+    """Call again and again for about ``seconds``, after one call that is not counted."""
+    started = time.perf_counter()
+    call()
+    if time.perf_counter() - started < SAMPLE_SECONDS:  # the first call may have been slow to start
+        started = time.perf_counter()
+        call()
+    at_once = max(1, int(SAMPLE_SECONDS / max(time.perf_counter() - started, 1e-9)))
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        for _ in range(at_once):
+            call()
+        taken.append((time.perf_counter() - started) / at_once)
+    return Times.of(taken)
+
+
+def giga(amount: float, seconds: float) -> float:
+    """``amount`` a second, in units of 1e9.
+
+    >>> giga(4e9, 2.0)
+    2.0
+    """
+    return amount / seconds / 1e9
+
+
+@contextmanager
+def thread_count(threads: int | None) -> Iterator[int]:
+    """Run with this many threads, PyTorch's own number for None; the number before comes back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield threads or before
+    finally:
+        torch.set_num_threads(before)
+
+
+def load_average() -> float | None:
+    """Programs that wanted a core in the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def device() -> dict[str, Any]:
+    """The CPU, its cores, and what serves the ops."""
+    state = _native.ensure_loaded()
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "ops": "native" if state.path is not None else "reference",
+        "cpu_isa": _native.cpu_isa(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of each package that takes part and is installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table: rows with the same keys, the key naming the unit."""
+
+    name: str  # key in the JSON
+    title: str
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of one benchmark."""
+
+    benchmark: str
+    settings: dict[str, Any]
+    load: float | None  # when it started
+    sections: list[Section]
+    notes: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "benchmark": self.benchmark,
+            "command": shlex.join(["nybble", *sys.argv[1:]]),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "device": device(),
+            "versions": versions(),
+            "load_average": self.load,
+            "settings": self.settings,
+            **{section.name: section.rows for section in self.sections},
+            "notes": self.notes,
+        }
+
+    def print(self) -> None:
+        """Tables on standard output."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        cpu = device()
+        console.print(
+            f"{cpu['cpu']}, {cpu['cores']} cores, {cpu['ops']} ops ({cpu['cpu_isa'] or 'PyTorch'})"
+            f", torch {torch.__version__}, load average at start {self.load}",
+            soft_wrap=True,
+        )
+        for section in self.sections:
+            table = Table(title=section.title, title_justify="left", box=None, pad_edge=False)
+            for name in section.rows[0]:
+                table.add_column(name.replace("_", " "), justify="right")
+            for row in section.rows:
+                table.add_row(*map(_cell, row.values()))
+            console.print(table)
+        for note in self.notes:
+            console.print(note, soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    """Three digits that count.
+
+    >>> [_cell(x) for x in (0.01234, 12.34, 1234.5, 7, None)]
+    ['0.0123', '12.3', '1,234', '7', '-']
+    """
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

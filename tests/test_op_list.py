@@ -1,0 +1,56 @@
+"""Each op has its five parts: schema, wrapper with fake, reference, CPU kernel, CUDA kernel, or is named here as missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nybble import ops
+from nybble.ops import _schema
+from nybble.ops.reference import IMPLEMENTATIONS
+from tests.cases import all_cases
+
+ROOT = Path(__file__).resolve().parents[1]
+OPS = sorted(_schema.SCHEMAS)
+CUDA_MISSING = set(OPS) - {"rms_norm"}
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_wrapper(op: str) -> None:
+    assert op in ops.__all__ and (getattr(ops, op).__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_fake(op: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"nybble::{op}", "Meta") or (
+        torch._library.simple_registry.singleton.find(f"nybble::{op}").fake_impl.kernel is not None
+    )
+
+
+def test_references_are_those_of_the_list() -> None:
+    assert sorted(IMPLEMENTATIONS) == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_exist(op: str) -> None:
+    assert any(case.op == op for case in all_cases())
+
+
+@pytest.mark.parametrize(("key", "missing"), [("CPU", set()), ("CUDA", CUDA_MISSING)])
+def test_kernels_are_registered(key: str, missing: set[str]) -> None:
+    """Read from the binding's source, so that a machine without a compiler or a GPU can tell too."""
+    text = (ROOT / "csrc" / "binding" / "library.cpp").read_text()
+    block = text.split(f"nybble, {key}, m")[1].split("STABLE_TORCH_LIBRARY_IMPL")[0]
+    registered = {op for op in OPS if f'"{op}"' in block}
+    assert set(OPS) - registered == missing
+
+
+def test_the_op_table_is_current() -> None:
+    import runpy
+
+    tool = runpy.run_path(str(ROOT / "tools" / "gen_ops_doc.py"))
+    assert (ROOT / "docs" / "ops.md").read_text() == tool["render"](), (
+        "run: python tools/gen_ops_doc.py"
+    )
