@@ -25,7 +25,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 	touch $@
 
 demo: setup
-	$(PY) -m nybble generate --max-tokens 128 "$(PROMPT)"
+	$(PY) -m nybble generate --max-tokens 128 --prompt "$(PROMPT)"
 
 test: setup-dev
 	$(PY) -m pytest -q -m "not gpu"
@@ -51,8 +51,12 @@ asan: setup-dev
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 NYBBLE_LIBRARY=build/asan/libnybble.so \
 	$(PY) -m pytest -q -m "not gpu and not slow" -p no:cacheprovider
 
+# Seeded mutants, then coverage-guided ones where atheris is installed (pip install atheris), which is optional.
+FUZZ_RUNS ?= 20000
+FUZZ_SECONDS ?= 120
 fuzz: setup-dev
-	$(PY) -m pytest -q tests/formats -k "mutat or fuzz" --hypothesis-seed=0
+	$(PY) -m pytest -q tests/fuzz/test_mutated.py
+	$(PY) -m tests.fuzz.fuzz_checkpoint $(FUZZ_RUNS) $(FUZZ_SECONDS)
 
 # Every architecture this nvcc knows of the default list, without a GPU.
 cuda-all: setup-dev

@@ -45,7 +45,7 @@ TABLE: tuple[Variable, ...] = (
         "NYBBLE_VERBOSE",
         "flag",
         "0",
-        "Show the compiler's own output while building.",
+        "Show the compiler's own output while building, and the full traceback of an error.",
         aliases=("EXLLAMA_VERBOSE",),
     ),
     Variable(

@@ -19,6 +19,7 @@ Status embedding(const EmbeddingArgs& a) {
             outside = true;
             continue;
           }
+          if (a.D == 0) continue;  // no bytes, and perhaps no memory: memcpy takes no null pointer
           const WT* from = static_cast<const WT*>(a.weight) + a.ids[i] * a.D;
           T* to = static_cast<T*>(a.y) + i * a.D;
           if (a.w_dtype == a.y_dtype) std::memcpy(to, from, size_t(a.D) * sizeof(T));

@@ -282,7 +282,6 @@ def _write_shards(folder: Path, work: Path, read: Source, sites: int) -> int:
             filled = 0
         shards[-1].append((name, where))
         filled += size
-        total += size
     many = len(shards) > 1
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
@@ -292,6 +291,7 @@ def _write_shards(folder: Path, work: Path, read: Source, sites: int) -> int:
         }
         write_safetensors(folder / title, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, title)
+        total += sum(t.numel() * t.element_size() for t in tensors.values())  # after halving
     if many:
         _write_json(
             folder / "model.safetensors.index.json",
