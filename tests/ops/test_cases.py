@@ -28,13 +28,27 @@ def fresh(case: Case) -> list[Any]:
     ]
 
 
-def check(case: Case, got: Tensor) -> None:
-    assert got.shape == case.expected.shape
-    if case.expected.dtype == torch.int64:
-        assert got.tolist() == case.expected.tolist()
+def first(case: Case) -> Tensor:
+    return case.expected[0] if isinstance(case.expected, tuple) else case.expected
+
+
+def check(case: Case, args: list[Any], returned: Any) -> None:
+    got = [args[i] for i in case.written] if case.op.endswith("_") else returned
+    got, expected, bound = (
+        list(x) if isinstance(x, (tuple, list)) else [x] for x in (got, case.expected, case.bound)
+    )
+    bounds = bound * len(expected) if len(bound) == 1 else bound
+    for one, want, within in zip(got, expected, bounds, strict=True):
+        check_tensor(one.cpu(), want, within)
+
+
+def check_tensor(got: Tensor, expected: Tensor, bound: Tensor | float) -> None:
+    assert got.shape == expected.shape
+    if expected.dtype == torch.int64:
+        assert got.tolist() == expected.tolist()
         return
-    error = (got.double() - case.expected).abs()
-    wrong = ~(error <= case.bound)  # NaN is wrong too
+    error = (got.double() - expected).abs()
+    wrong = ~(error <= bound)  # NaN is wrong too
     assert not wrong.any(), (
         f"{int(wrong.sum())} of {wrong.numel()} beyond the bound, worst {float(error.max()):.3g}"
     )
@@ -45,14 +59,14 @@ def check(case: Case, got: Tensor) -> None:
 def test_native(case: Case) -> None:
     args = fresh(case)
     got = getattr(torch.ops.nybble, case.op)(*args)
-    check(case, args[0] if case.op.endswith("_") else got)
+    check(case, args, got)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_reference(case: Case) -> None:
     args = fresh(case)
     got = IMPLEMENTATIONS[case.op](*args)
-    check(case, args[0] if case.op.endswith("_") else got)
+    check(case, args, got)
 
 
 @pytest.mark.gpu
@@ -64,13 +78,13 @@ def test_gpu(case: Case) -> None:
         for i, a in enumerate(fresh(case))
     ]
     got = getattr(torch.ops.nybble, case.op)(*args)
-    check(case, (args[0] if case.op.endswith("_") else got).cpu())
+    check(case, args, got)
 
 
 @pytest.mark.parametrize("op", sorted(_schema.SCHEMAS))
 def test_opcheck(op: str) -> None:
     """Schema, fake and autograd registration agree with what the op does."""
-    case = next(c for c in CASES if c.op == op and c.expected.numel() > 0)
+    case = next(c for c in CASES if c.op == op and first(c).numel() > 0)
     torch.library.opcheck(getattr(torch.ops.nybble, op).default, tuple(fresh(case)))
 
 
@@ -104,7 +118,7 @@ def test_what_is_not_finite_stays_visible(value: float, act_bits: int) -> None:
 
 def test_act_bits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from nybble.errors import SettingError
-    from tests.cases import random_packed
+    from tests.cases.core import random_packed
 
     m, x = random_packed(64, 16, [4]), torch.randn(2, 64)
     monkeypatch.setenv("NYBBLE_ACT_BITS", "32")

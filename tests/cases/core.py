@@ -1,44 +1,15 @@
-"""One table of cases for every op: the arguments, and what a float64 calculation says the answer is.
-
-Tests run the table on the native kernels, the references and, on a machine with one, the GPU. A case's tolerance follows from
-the dtype's rounding unit, the number of terms added, and the size of what is added.
-"""
+"""Cases of the ops that a decoder needs."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nybble.ops.packed import ROWS, PackedMatrix, dequantize, make_packed
-
-UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-DTYPES = tuple(UNIT)
-F32 = UNIT[torch.float32]
-
-
-@dataclass(frozen=True)
-class Case:
-    """``op(*args)`` must be within ``bound`` of ``expected``, elementwise; in-place ops are compared in ``args[0]``."""
-
-    op: str
-    name: str
-    args: tuple[Any, ...]
-    expected: Tensor  # float64, or int64 to be met exactly
-    bound: Tensor | float = 0.0
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.name}"
-
-
-def _rounding(expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounding the result to ``dtype``; the last term covers numbers below its smallest normal one."""
-    tiny = 2.0**-24 if dtype == torch.float16 else 0.0
-    return expected.abs() * UNIT[dtype] + tiny
+from tests.cases.base import DTYPES, F32, UNIT, Case, rounding
 
 
 def random_packed(
@@ -85,9 +56,7 @@ def qmatmul_case(name: str, x: Tensor, m: PackedMatrix, act_bits: int = 32) -> C
         rows[: order.numel()][order >= 0] = W[order[order >= 0]]
         bound = bound + 0.51 * step * (largest @ rows.abs())
     bound = (
-        bound
-        + _rounding(expected, x.dtype)
-        + (0 if m.bias is None else m.bias.double().abs() * F32)
+        bound + rounding(expected, x.dtype) + (0 if m.bias is None else m.bias.double().abs() * F32)
     )
     bias = m.bias
     args = (x, m.weight, m.scales, m.zeros, m.perm, m.blocks, bias, m.N, act_bits)
@@ -155,7 +124,7 @@ def matmul_cases() -> Iterator[Case]:
                     f"{dtype}-{w_dtype}-{M}x{N}x{K}",
                     (x, w, bias),
                     expected,
-                    bound + _rounding(expected, dtype),
+                    bound + rounding(expected, dtype),
                 )
     x, w = torch.randn(4, 96)[:, 16:80], torch.randn(40, 64)
     expected = x.double() @ w.double().T
@@ -181,7 +150,7 @@ def norm_cases() -> Iterator[Case]:
                 f"{dtype}-{shape}",
                 (x, w, 1e-5),
                 rms,
-                slack * rms.abs() + _rounding(rms, dtype),
+                slack * rms.abs() + rounding(rms, dtype),
             )
             mean = xd.mean(-1, keepdim=True)
             deviation = ((xd - mean).pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
@@ -191,7 +160,7 @@ def norm_cases() -> Iterator[Case]:
                 (xd.abs() + mean.abs()) / deviation * w.double().abs() + b.double().abs()
             )
             yield Case(
-                "layer_norm", f"{dtype}-{shape}", (x, w, b, 1e-5), ln, bound + _rounding(ln, dtype)
+                "layer_norm", f"{dtype}-{shape}", (x, w, b, 1e-5), ln, bound + rounding(ln, dtype)
             )
     x, w = torch.randn(6, 64)[:, 8:40], torch.randn(32)
     expected = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w.double()
@@ -233,7 +202,7 @@ def rope_cases() -> Iterator[Case]:
                     name,
                     (x, cos, sin, positions, neox),
                     expected,
-                    _rounding(expected, dtype) + bound,
+                    rounding(expected, dtype) + bound,
                 )
 
 
@@ -302,7 +271,7 @@ def gate_cases() -> Iterator[Case]:
             ]
             for op, args, expected in forms:
                 # In the negative tail gelu is a difference of two numbers near 1, so its error is that of 1.
-                bound = 16 * F32 * (expected.abs() + (g * u).abs()) + _rounding(expected, dtype)
+                bound = 16 * F32 * (expected.abs() + (g * u).abs()) + rounding(expected, dtype)
                 yield Case(op, f"{dtype}-{shape}-{args[2:]}", args, expected, bound)
 
 
@@ -383,23 +352,3 @@ def sample_cases() -> Iterator[Case]:
         expected,
         4 * F32 * expected.abs(),
     )
-
-
-TABLE: list[Callable[[], Iterator[Case]]] = [
-    qmatmul_cases,
-    matmul_cases,
-    norm_cases,
-    rope_cases,
-    attention_cases,
-    gate_cases,
-    embedding_cases,
-    sample_cases,
-]
-
-
-@functools.cache
-def all_cases() -> list[Case]:
-    """The whole table, the same in every run."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2026)
-        return [case for cases in TABLE for case in cases()]
