@@ -79,6 +79,13 @@ class Check {
     }
   }
 
+  void same_shape(const Tensor& t, std::string_view name, const Tensor& other, std::string_view other_name) const {
+    const auto a = t.sizes(), b = other.sizes();
+    bool same = a.size() == b.size();
+    for (size_t i = 0; same && i < a.size(); ++i) same = a[i] == b[i];
+    if (!same) fail(op_, ": ", name, " has shape ", listed(t), ", expected ", listed(other), ", the shape of ", other_name);
+  }
+
   // One of the float types of the contract, on this op's device.
   DType floats(const Tensor& t, std::string_view name) const {
     device(t, name);
@@ -181,16 +188,21 @@ class Check {
     }
   }
 
-  [[noreturn]] void wrong_shape(const Tensor& t, std::string_view name, Letters letters) const {
+  static std::string listed(const Tensor& t) {
     std::ostringstream text;
-    text << op_ << ": " << name << " has shape [";
-    const char* comma = "";
+    const char* comma = "[";
     for (const int64_t size : t.sizes()) {
       text << comma << size;
       comma = ", ";
     }
-    text << "], expected [";
-    comma = "";
+    text << (t.dim() == 0 ? "[]" : "]");
+    return text.str();
+  }
+
+  [[noreturn]] void wrong_shape(const Tensor& t, std::string_view name, Letters letters) const {
+    std::ostringstream text;
+    text << op_ << ": " << name << " has shape " << listed(t) << ", expected [";
+    const char* comma = "";
     for (const auto letter : letters) {
       text << comma << letter;
       comma = ", ";

@@ -30,6 +30,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&layer_norm_cpu));
   m.impl("rope_", TORCH_BOX(&rope_cpu));
   m.impl("attention", TORCH_BOX(&attention_cpu));
+  m.impl("cached_attention_", TORCH_BOX(&cached_attention_cpu));
   m.impl("silu_mul", TORCH_BOX(&silu_mul_cpu));
   m.impl("gelu_mul", TORCH_BOX(&gelu_mul_cpu));
   m.impl("embedding", TORCH_BOX(&embedding_cpu));

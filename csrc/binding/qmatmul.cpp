@@ -20,12 +20,22 @@ int64_t column_block_bytes(const Check& check, const int32_t* blocks, int64_t KB
   return bytes;
 }
 
+// What is done to x before the product.
+Tensor prepared(const Check& check, const Tensor& x, const std::optional<Tensor>& norm, double eps, int64_t gate) {
+  check.that(!norm.has_value() || gate < 0, "norm and gate are both given, expected one of them");
+  check.that(x.dim() >= 1, "x has shape [], expected [..., K]");
+  if (norm.has_value()) return rms_norm_cpu(x, *norm, eps);
+  return gate < 0 ? x : gate_halves_cpu("qmatmul", x, gate);
+}
+
 }  // namespace
 
-Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
+Tensor qmatmul_cpu(const Tensor& given, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
-                   int64_t act_bits) {
+                   int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
+                   const std::optional<Tensor>& add) {
   Check check("qmatmul");
+  const Tensor x = prepared(check, given, norm, eps, gate);
   QMatmulArgs args{};
   args.x_dtype = check.floats(x, "x");
   check.shape(x, "x", {"...", "K"});
@@ -73,8 +83,14 @@ Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, 
     check.contiguous(*bias, "bias");
   }
 
-  const Rows rows(x);
   Tensor y = with_last(x, N);
+  const Rows rows(x), added(add.has_value() ? *add : y);
+  if (add.has_value()) {
+    check.type(*add, "add", x.scalar_type());
+    check.same_shape(*add, "add", y, "the result");
+    args.add = added.data();
+    args.add_stride = added.stride;
+  }
   args.x = rows.data();
   args.x_stride = rows.stride;
   args.weight = static_cast<const uint8_t*>(weight.data_ptr());

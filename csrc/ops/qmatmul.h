@@ -1,4 +1,4 @@
-// y = gather(x, perm) @ W + bias, W[k, n] = (code[k, n] - zero[g, n]) * scale[g, n], over a packed matrix.
+// y = gather(x, perm) @ W + bias + add, W[k, n] = (code[k, n] - zero[g, n]) * scale[g, n], over a packed matrix.
 // The byte layout of `weight` is described in docs/formats/packed.md; nybble/ops/packed.py writes it.
 #pragma once
 #include "ops/problem.h"
@@ -18,6 +18,8 @@ struct QMatmulArgs {
   const int32_t* perm;   // [KB * 32] column of x for each packed row, -1 for padding; nullptr: identity, x is 0 beyond K
   const int32_t* blocks; // [KB, 2]: bits (2, 3, 4, 5, 6, 8) and group of each k block
   const void* bias;      // [N], x_dtype, or nullptr
+  const void* add;       // [M, N], x_dtype, rows add_stride elements apart, or nullptr
+  int64_t add_stride;
   void* y;               // [M, N], x_dtype, contiguous, fully written
   int64_t M, N, K;       // N is the true width; NB = ceil(N / 16)
   int64_t KB, G;         // k blocks, groups

@@ -13,10 +13,10 @@ from nybble.errors import SettingError
 from nybble.models.config import ModelConfig
 from nybble.models.transformer import DecoderLayer, Model
 from nybble.modules.attention import Attention
+from nybble.modules.before import Gate, RmsNorm
 from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, PackedProduct
 from nybble.modules.mlp import Mlp
-from nybble.modules.norm import RmsNorm
 from nybble.modules.rope import RopeTable
 from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
 
@@ -120,8 +120,8 @@ def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | No
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     layers = tuple(
         DecoderLayer(
-            attention_norm=norm(),
             attention=Attention(
+                norm=norm(),
                 qkv=linear(c.hidden_size, q, kv, kv),
                 out=linear(q, c.hidden_size),
                 layer=i,
@@ -130,11 +130,11 @@ def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | No
                 head_dim=c.head_dim,
                 window=0,
             ),
-            mlp_norm=norm(),
             mlp=Mlp(
+                norm=norm(),
                 gate_up=linear(c.hidden_size, c.intermediate_size, c.intermediate_size),
                 down=linear(c.intermediate_size, c.hidden_size),
-                activation=c.activation,
+                gate=Gate(c.activation),
             ),
         )
         for i in range(c.layers)

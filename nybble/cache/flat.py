@@ -19,14 +19,11 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Step:
-    """Where the tokens of one step go, worked out in the first layer and used in all."""
+    """How long the sequences are after one step, worked out in the first layer and used in all."""
 
     T: int
     clock: int
-    start: int  # tokens held, where all sequences hold the same; else -1
-    longest: int  # tokens of the longest sequence after the step
-    after: Tensor  # i64 [B], on the device of the storage
-    where: tuple[Tensor, Tensor] | None  # rows [B, 1], positions [B, T], where sequences differ
+    after: Tensor  # i64 [B], tokens of each after the step, on the device of the storage
 
 
 class FlatCache:
@@ -37,10 +34,10 @@ class FlatCache:
     run.
 
     >>> cache = FlatCache(layers=1, batch=2, capacity=8, kv_heads=1, head_dim=4)
-    >>> k, v, lengths = cache.append(0, torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
+    >>> keys, values, lengths = cache.slots(0, 3)
     >>> cache.advance(3)
-    >>> k.shape, lengths, cache.lengths
-    (torch.Size([2, 3, 1, 4]), tensor([3, 3]), tensor([3, 3]))
+    >>> keys.shape, lengths, cache.lengths
+    (torch.Size([2, 1, 8, 4]), tensor([3, 3]), tensor([3, 3]))
     """
 
     def __init__(
@@ -76,7 +73,7 @@ class FlatCache:
 
     def _attach(self, k: Tensor, v: Tensor, lengths: Tensor, clock: _Clock) -> None:
         self._k, self._v, self._lengths, self._clock = k, v, lengths, clock
-        self._k_layers, self._v_layers = k.unbind(0), v.unbind(0)
+        self._k_layers, self._v_layers = k.unbind(0), v.unbind(0)  # [B, Hk, capacity, D]
         self._step: _Step | None = None
 
     @property
@@ -99,47 +96,24 @@ class FlatCache:
         """Bytes of keys and values at full length."""
         return self._k.nbytes + self._v.nbytes
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write ``k``, ``v`` ``[B, T, Hk, D]`` after the tokens held; see :class:`KVStore`."""
+    def slots(self, layer: int, T: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where ``T`` new tokens of each sequence go; see :class:`KVStore`."""
         step = self._step
-        if step is None or k.shape[1] != step.T or step.clock != self._clock.now:
-            step = self._step = self._plan(k)
-        keys, values = self._k_layers[layer], self._v_layers[layer]  # [B, Hk, capacity, D]
-        if step.where is None:
-            keys[:, :, step.start : step.longest].copy_(k.transpose(1, 2))
-            values[:, :, step.start : step.longest].copy_(v.transpose(1, 2))
-        else:
-            rows, positions = step.where
-            keys.transpose(1, 2)[rows, positions] = k.to(keys.dtype)
-            values.transpose(1, 2)[rows, positions] = v.to(values.dtype)
-        held = slice(0, step.longest)
-        return keys[:, :, held].transpose(1, 2), values[:, :, held].transpose(1, 2), step.after
+        if step is None or T != step.T or step.clock != self._clock.now:
+            step = self._step = self._plan(T)
+        return self._k_layers[layer], self._v_layers[layer], step.after
 
-    def _plan(self, k: Tensor) -> _Step:
-        B, T = k.shape[:2]
-        _, batch, kv_heads, capacity, head_dim = self._k.shape
-        if (B, *k.shape[2:]) != (batch, kv_heads, head_dim):
+    def _plan(self, T: int) -> _Step:
+        longest = int(self._lengths.max()) + T
+        if longest > self.capacity:
             raise RequestError(
-                f"cache: k has shape {list(k.shape)}, expected [{batch}, T, {kv_heads}, "
-                f"{head_dim}] of this cache"
-            )
-        held = self._lengths.tolist()
-        longest = max(held) + T
-        if longest > capacity:
-            raise RequestError(
-                f"cache: {longest} tokens in a sequence, but the capacity is {capacity}; "
+                f"cache: {longest} tokens in a sequence, but the capacity is {self.capacity}; "
                 "make the cache larger or the text shorter"
             )
-        after = (self._lengths + T).to(self._k.device)
-        if min(held) == max(held):
-            return _Step(T, self._clock.now, held[0], longest, after, None)
-        positions = self._lengths[:, None] + torch.arange(T)
-        rows = torch.arange(batch)[:, None]
-        where = (rows.to(self._k.device), positions.to(self._k.device))
-        return _Step(T, self._clock.now, -1, longest, after, where)
+        return _Step(T, self._clock.now, (self._lengths + T).to(self._k.device))
 
     def advance(self, T: int) -> None:
-        """Count the ``T`` tokens that every layer has appended."""
+        """Count the ``T`` tokens that every layer has taken in."""
         self._lengths += T
         self._clock.now += 1
 

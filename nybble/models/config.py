@@ -26,7 +26,7 @@ CAPS = {
     "original_max_position_embeddings": 1 << 26,
 }
 
-# hidden_act of config.json -> nybble.modules.mlp.ACTIVATIONS
+# hidden_act of config.json -> nybble.ops.qmatmul.GATES
 ACTIVATION_NAMES = {
     "silu": "silu",
     "swish": "silu",
@@ -97,7 +97,7 @@ class ModelConfig:
     max_positions: int
     norm_eps: float
     rope: RopeSpec
-    activation: str  # one of nybble.modules.mlp.ACTIVATIONS
+    activation: str  # one of nybble.ops.qmatmul.GATES
     biases: Biases
     windows: tuple[int, ...]  # of each layer; 0: every key
     tied_head: bool  # the head is the embedding table

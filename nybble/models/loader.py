@@ -17,10 +17,10 @@ from nybble.models.config import ModelConfig
 from nybble.models.hub import resolve
 from nybble.models.transformer import DecoderLayer, Model
 from nybble.modules.attention import Attention
+from nybble.modules.before import Gate, RmsNorm
 from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, Placement, build_linear
 from nybble.modules.mlp import Mlp
-from nybble.modules.norm import RmsNorm
 from nybble.modules.rope import RopeTable
 
 Progress = Callable[[int, int], None]
@@ -225,6 +225,7 @@ class _Loader:
     def _decoder_layer(self, i: int) -> DecoderLayer:
         c, n = self.config, self.names.layers
         attention = Attention(
+            norm=self._norm(self._layer(i, n.attention_norm)),
             qkv=self._linear(self._layer(i, n.q), self._layer(i, n.k), self._layer(i, n.v)),
             out=self._linear(self._layer(i, n.out)),
             layer=i,
@@ -234,16 +235,12 @@ class _Loader:
             window=c.windows[i],
         )
         mlp = Mlp(
+            norm=self._norm(self._layer(i, n.mlp_norm)),
             gate_up=self._linear(self._layer(i, n.gate), self._layer(i, n.up)),
             down=self._linear(self._layer(i, n.down)),
-            activation=c.activation,
+            gate=Gate(c.activation),
         )
-        return DecoderLayer(
-            attention_norm=self._norm(self._layer(i, n.attention_norm)),
-            attention=attention,
-            mlp_norm=self._norm(self._layer(i, n.mlp_norm)),
-            mlp=mlp,
-        )
+        return DecoderLayer(attention, mlp)
 
     def build(self, progress: Progress) -> Model:
         """Place the weights, layer by layer."""

@@ -11,27 +11,25 @@ from torch import Tensor
 from nybble.errors import RequestError
 from nybble.models.config import ModelConfig
 from nybble.modules.attention import Attention
+from nybble.modules.before import RmsNorm
 from nybble.modules.embedding import Embedding
 from nybble.modules.interfaces import AttentionPlan, KVStore
 from nybble.modules.linear import Linear
 from nybble.modules.mlp import Mlp
-from nybble.modules.norm import RmsNorm
 from nybble.modules.rope import RopeTable
 
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """``x += attention(norm(x))``, then ``x += mlp(norm(x))``."""
+    """``x += attention(x)``, then ``x += mlp(x)``."""
 
-    attention_norm: RmsNorm
     attention: Attention
-    mlp_norm: RmsNorm
     mlp: Mlp
 
     def __call__(self, x: Tensor, plan: AttentionPlan) -> Tensor:
         """``x`` ``[B, T, hidden]`` to a new tensor of the same shape."""
-        x = x + self.attention(self.attention_norm(x), plan)
-        return x.add_(self.mlp(self.mlp_norm(x)))
+        x = self.attention(x, plan, add=x)
+        return self.mlp(x, add=x)
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Model:
                 cache.advance(ids.shape[1])
             if last_only:
                 x = x[:, -1:]
-            return self.head(self.norm(x)).float()
+            return self.head(x, self.norm).float()
 
     def _plan(self, ids: Tensor, cache: KVStore | None) -> AttentionPlan:
         """Positions of the tokens, and the rope tables up to the last."""

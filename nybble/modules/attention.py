@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nybble import ops
+from nybble.modules.before import RmsNorm
 from nybble.modules.interfaces import AttentionPlan
 from nybble.modules.linear import Linear
 
 
 @dataclass(frozen=True)
 class Attention:
-    """``y = out(attention(rope(q), rope(k), v))`` with ``q, k, v = qkv(x)``; causal, each query
+    """``y = out(attention(rope(q), rope(k), v))`` with ``q, k, v = qkv(norm(x))``; causal, each query
     sees ``window`` keys."""
 
+    norm: RmsNorm
     qkv: Linear  # three outputs: H * D, Hk * D, Hk * D
     out: Linear
     layer: int  # which layer of the store is ours
@@ -24,26 +26,16 @@ class Attention:
     head_dim: int  # D
     window: int  # 0: every key
 
-    def __call__(self, x: Tensor, plan: AttentionPlan) -> Tensor:
-        """``x`` ``[B, T, hidden]`` to the same shape; the tokens' keys and values are appended to
-        ``plan.cache``."""
-        q, k, v = self._project(x, plan)
-        lengths = None
+    def __call__(self, x: Tensor, plan: AttentionPlan, add: Tensor) -> Tensor:
+        """``x`` ``[B, T, hidden]`` to ``y + add`` of the same shape; the tokens' keys and values go to ``plan.cache``."""
+        qkv = self.qkv(x, self.norm)
+        rope = plan.cos, plan.sin, plan.positions
         if plan.cache is not None:
-            k, v, lengths = plan.cache.append(self.layer, k, v)
-        y = ops.attention(q, k, v, lengths, window=self.window)
-        return self.out(y.flatten(2))
-
-    def _project(self, x: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
-        """``q`` ``[B, T, H, D]``, ``k``, ``v`` ``[B, T, Hk, D]``, positions applied."""
-        B, T, _ = x.shape
-        H, Hk, D = self.heads, self.kv_heads, self.head_dim
-        if self.qkv.is_one_product:  # q and k lie side by side: one rope for both
-            y = self.qkv(x).view(B, T, H + 2 * Hk, D)
-            ops.rope_(y[:, :, : H + Hk], plan.cos, plan.sin, plan.positions)
-            return y[:, :, :H], y[:, :, H : H + Hk], y[:, :, H + Hk :]
-        q, k, v = self.qkv.parts(x)
-        q, k, v = q.view(B, T, H, D), k.view(B, T, Hk, D), v.view(B, T, Hk, D)
-        ops.rope_(q, plan.cos, plan.sin, plan.positions)
-        ops.rope_(k, plan.cos, plan.sin, plan.positions)
-        return q, k, v
+            slots = plan.cache.slots(self.layer, x.shape[1])
+            y = ops.cached_attention_(qkv.contiguous(), rope, slots, window=self.window)
+            return self.out(y, None, add)
+        H, Hk = self.heads, self.kv_heads
+        heads = qkv.unflatten(2, (H + 2 * Hk, self.head_dim))
+        ops.rope_(heads[:, :, : H + Hk], *rope)
+        q, k, v = heads.split([H, Hk, Hk], dim=2)
+        return self.out(ops.attention(q, k, v, None, window=self.window).flatten(2), None, add)

@@ -11,7 +11,7 @@ from torch import Tensor
 class KVStore(Protocol):
     """Keys and values of ``B`` sequences in every layer.
 
-    One step is: ``append`` once in each layer, all with the same ``T``, then ``advance(T)``.
+    One step is: ``slots`` filled once in each layer, all with the same ``T``, then ``advance(T)``.
     Lengths change in
     ``advance``, ``truncate`` and ``copy_row`` only, so a step that failed half way may simply be
     run again.
@@ -26,20 +26,19 @@ class KVStore(Protocol):
     def capacity(self) -> int:
         """Tokens that fit in one sequence."""
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write ``k``, ``v`` ``[B, T, Hk, D]`` after the tokens held.
+    def slots(self, layer: int, T: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where ``T`` new tokens of each sequence go.
 
         Returns:
-            ``k``, ``v`` ``[B, S, Hk, D]``, views of the storage that are safe until the next append
-            to this layer, and
-            int64 ``[B]`` lengths with the ``T`` new tokens, on the device of ``k``.
+            keys, values ``[B, Hk, S, D]``, the storage itself, and int64 ``[B]`` lengths with the new tokens, on its
+            device: those of sequence ``b`` belong at ``lengths[b] - T`` to ``lengths[b] - 1``.
 
         Raises:
             RequestError: a sequence would grow beyond ``capacity``.
         """
 
     def advance(self, T: int) -> None:
-        """Count the ``T`` tokens that every layer has appended."""
+        """Count the ``T`` tokens that every layer has taken in."""
 
     def rows(self, start: int, stop: int) -> KVStore:
         """Sequences ``start`` to ``stop - 1`` as a cache of their own over the same storage and

@@ -12,6 +12,7 @@ from torch import Tensor
 from nybble import ops
 from nybble.formats.base import LinearWeights
 from nybble.formats.dense import DenseLinear
+from nybble.modules.before import Before, Gate, RmsNorm
 from nybble.ops.packed import COLUMNS, PackedMatrix
 
 
@@ -44,8 +45,12 @@ class PackedProduct:
     def nbytes(self) -> int:
         return self.matrix.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return ops.qmatmul(x, self.matrix, self.act_bits)
+    def __call__(
+        self, x: Tensor, before: Before | None = None, add: Tensor | None = None
+    ) -> Tensor:
+        norm = (before.weight, before.eps) if isinstance(before, RmsNorm) else None
+        gate = before.activation if isinstance(before, Gate) else None
+        return ops.qmatmul(x, self.matrix, self.act_bits, norm=norm, gate=gate, add=add)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,11 @@ class DenseProduct:
     def nbytes(self) -> int:
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return ops.matmul(x, self.weight, self.bias)
+    def __call__(
+        self, x: Tensor, before: Before | None = None, add: Tensor | None = None
+    ) -> Tensor:
+        y = ops.matmul(x if before is None else before(x), self.weight, self.bias)
+        return y if add is None else y.add_(add)
 
 
 Product = PackedProduct | DenseProduct
@@ -91,21 +99,28 @@ class Linear:
         """Bytes that one call reads."""
         return sum(p.nbytes for p in self.products)
 
-    def _run(self, i: int, x: Tensor) -> Tensor:
-        y = self.products[i](x)
-        return y[..., : sum(self.widths[i])] if self._padded[i] else y
+    def _run(self, i: int, x: Tensor, before: Before | None, add: Tensor | None = None) -> Tensor:
+        if not self._padded[i]:
+            return self.products[i](x, before, add)
+        y = self.products[i](x, before)[..., : sum(self.widths[i])]
+        return y if add is None else y + add
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[..., sum of all widths]``, the layers' outputs side by side."""
+    def __call__(
+        self, x: Tensor, before: Before | None = None, add: Tensor | None = None
+    ) -> Tensor:
+        """``before(x) W + bias + add``: ``[..., sum of all widths]``, the layers' outputs side by side."""
         if self.is_one_product:
-            return self._run(0, x)
-        return torch.cat([self._run(i, x) for i in range(len(self.products))], dim=-1)
+            return self._run(0, x, before, add)
+        y = torch.cat(self.parts(x, before), dim=-1)
+        return y if add is None else y.add_(add)
 
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+    def parts(self, x: Tensor, before: Before | None = None) -> tuple[Tensor, ...]:
         """Each layer's output ``[..., N]``; views of one tensor where one product made them."""
+        if before is not None and not self.is_one_product:  # once, not in each product
+            x, before = before(x), None
         out: list[Tensor] = []
         for i, widths in enumerate(self.widths):
-            y = self._run(i, x)
+            y = self._run(i, x, before)
             out.extend([y] if len(widths) == 1 else torch.split(y, list(widths), dim=-1))
         return tuple(out)
 

@@ -6,24 +6,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nybble import ops
+from nybble.modules.before import Gate, RmsNorm
 from nybble.modules.linear import Linear
-
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """``y = down(act(gate(x)) * up(x))``, gate and up as one product where their weights allow
-    it."""
+    """``y = down(act(gate(h)) * up(h))``, ``h = norm(x)``, gate and up as one product where their weights allow it."""
 
+    norm: RmsNorm
     gate_up: Linear
     down: Linear
-    activation: str  # one of ACTIVATIONS
+    gate: Gate
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``x`` ``[B, T, hidden]`` to the same shape."""
-        gate, up = self.gate_up.parts(x)
-        if self.activation == "silu":
-            return self.down(ops.silu_mul(gate, up))
-        return self.down(ops.gelu_mul(gate, up, tanh=self.activation == "gelu_tanh"))
+    def __call__(self, x: Tensor, add: Tensor) -> Tensor:
+        """``x`` ``[B, T, hidden]`` to ``y + add`` of the same shape."""
+        if self.gate_up.is_one_product:
+            return self.down(self.gate_up(x, self.norm), self.gate, add)
+        return self.down(self.gate.of(*self.gate_up.parts(x, self.norm)), None, add)

@@ -7,6 +7,7 @@ tensor([[2., 2., 2., 2.]])
 """
 
 from nybble.ops.attention import attention
+from nybble.ops.cached_attention import cached_attention_
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.matmul import matmul
@@ -19,6 +20,7 @@ from nybble.ops.sample import repetition_penalty_, sample
 __all__ = [
     "PackedMatrix",
     "attention",
+    "cached_attention_",
     "embedding",
     "gelu_mul",
     "layer_norm",

@@ -6,12 +6,14 @@ import torch
 
 SCHEMAS: dict[str, str] = {
     "qmatmul": "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, Tensor? bias, "
-    "int N, int act_bits) -> Tensor",
+    "int N, int act_bits, Tensor? norm=None, float eps=0.0, int gate=-1, Tensor? add=None) -> Tensor",
     "matmul": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
     "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
     "layer_norm": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor",
     "rope_": "(Tensor(a!) x, Tensor cos, Tensor sin, Tensor positions, bool neox) -> ()",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? lengths, float scale, bool causal, int window) -> Tensor",
+    "cached_attention_": "(Tensor(a!) qkv, Tensor cos, Tensor sin, Tensor positions, bool neox, Tensor(b!) keys, "
+    "Tensor(c!) values, Tensor lengths, float scale, int window) -> Tensor",
     "silu_mul": "(Tensor gate, Tensor up) -> Tensor",
     "gelu_mul": "(Tensor gate, Tensor up, bool tanh) -> Tensor",
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",

@@ -13,14 +13,31 @@ from nybble.ops.packed import PackedMatrix
 _qmatmul = torch.ops.nybble.qmatmul.default
 
 
-def qmatmul(x: Tensor, packed: PackedMatrix, act_bits: int | None = None) -> Tensor:
-    """``y = x @ W + bias``, ``W[perm[k], n] = (code[k, n] - zero[g, n]) * scale[g, n]``.
+GATES = ("silu", "gelu", "gelu_tanh")
+
+
+def qmatmul(
+    x: Tensor,
+    packed: PackedMatrix,
+    act_bits: int | None = None,
+    *,
+    norm: tuple[Tensor, float] | None = None,
+    gate: str | None = None,
+    add: Tensor | None = None,
+) -> Tensor:
+    """``y = f(x) @ W + bias + add``, ``W[perm[k], n] = (code[k, n] - zero[g, n]) * scale[g, n]``.
+
+    ``f(x)`` is ``x``; with ``norm = (weight, eps)`` it is ``rms_norm(x, weight, eps)``; with ``gate`` it is
+    ``act(left half of x) * (right half)``. Either gives the bits of the op of its own, without the way through Python.
 
     Args:
-        x: ``[..., K]`` float32, float16 or bfloat16, any strides.
+        x: ``[..., K]``, with ``gate`` ``[..., 2 K]``, float32, float16 or bfloat16, any strides.
         packed: the matrix, ``[K, N]``, on x's device.
         act_bits: 32: float activations. 16 or 8: integers with one scale per 32, where the CPU has the instructions.
             None: ``NYBBLE_ACT_BITS``, 16 unless set.
+        norm: weight ``[K]`` and epsilon.
+        gate: one of ``GATES``.
+        add: ``[..., N]`` in x's dtype; added before the result is rounded.
 
     Returns ``[..., N]`` in x's dtype. Raises ``RuntimeError`` naming what does not fit, ``SettingError`` for a bad
     variable.
@@ -39,10 +56,12 @@ def qmatmul(x: Tensor, packed: PackedMatrix, act_bits: int | None = None) -> Ten
     bias = packed.bias
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
-    if x.dim() == 0 or x.shape[-1] != packed.K:
+    columns = packed.K if gate is None else 2 * packed.K
+    if x.dim() == 0 or x.shape[-1] != columns:
         raise RuntimeError(
-            f"qmatmul: x has shape {list(x.shape)}, expected [..., K] with K = {packed.K} from packed"
+            f"qmatmul: x has shape {list(x.shape)}, expected [..., {columns}] for packed with K = {packed.K}"
         )
+    weight, eps = (None, 0.0) if norm is None else norm
     y: Tensor = _qmatmul(
         x,
         packed.weight,
@@ -53,6 +72,10 @@ def qmatmul(x: Tensor, packed: PackedMatrix, act_bits: int | None = None) -> Ten
         bias,
         packed.N,
         act_bits,
+        weight,
+        eps,
+        -1 if gate is None else GATES.index(gate),
+        add,
     )
     return y
 
@@ -68,5 +91,9 @@ def _(
     bias: Tensor | None,
     N: int,
     act_bits: int,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    gate: int = -1,
+    add: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], N))

@@ -17,8 +17,8 @@ F32 = UNIT[torch.float32]
 class Case:
     """``op(*args)`` must be within ``bound`` of ``expected``, elementwise.
 
-    Compared is what the op returns; where its name ends in ``_``, the arguments it has written. Several of them: ``expected``
-    and ``bound`` are tuples.
+    Compared are the arguments it has written, where its name ends in ``_``, then what it returns. Several of them:
+    ``expected`` and ``bound`` are tuples.
     """
 
     op: str

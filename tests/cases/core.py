@@ -103,6 +103,101 @@ def qmatmul_cases() -> Iterator[Case]:
         yield qmatmul_case(f"wide-range-a{act_bits}", wild, m, act_bits)
 
 
+def fused_qmatmul_cases() -> Iterator[Case]:
+    """What is done to x first and what is added last, beside the product of the input so prepared."""
+    for dtype in DTYPES:
+        m = random_packed(96, 40, [4, 3], bias=dtype)
+        x = torch.randn(2, 3, 96).to(dtype)
+        both = torch.randn(5, 2 * 96 + 7).to(dtype)[
+            :, 3:195
+        ]  # a view, as a padded product gives it
+        weight, add = torch.randn(96), torch.randn(2, 3, 40).to(dtype)
+        gate, up = both.double().chunk(2, -1)
+        normed = (
+            x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+        )
+        prepared = {
+            "norm-add": (x, normed, (weight, 1e-5, -1, add)),
+            "silu": (both, torch.nn.functional.silu(gate) * up, (None, 0.0, 0, None)),
+            "gelu": (both, torch.nn.functional.gelu(gate) * up, (None, 0.0, 1, None)),
+            "gelu-tanh": (
+                both,
+                torch.nn.functional.gelu(gate, approximate="tanh") * up,
+                (None, 0.0, 2, None),
+            ),
+            "add-strided": (
+                x,
+                x.double(),
+                (None, 0.0, -1, torch.randn(2, 3, 80).to(dtype)[..., 20:60]),
+            ),
+        }
+        for name, (given, inner, extra) in prepared.items():
+            plain = qmatmul_case("", inner.to(dtype), m)
+            added = 0 if extra[3] is None else extra[3].double()
+            expected = plain.expected + added
+            # f(x) is rounded to x's dtype before the product; the float32 steps of f count 32 units.
+            inner_error = rounding(inner, dtype) * 2 + 32 * F32 * inner.abs()
+            bound = (
+                plain.bound
+                + inner_error @ dequantize(m).double().abs()
+                + rounding(expected, dtype)
+                + F32 * expected.abs()
+            )
+            args = (given, *plain.args[1:9], *extra)
+            yield Case("qmatmul", f"{name}-{dtype}", args, expected, bound)
+
+
+def cached_attention_cases() -> Iterator[Case]:
+    """One step after another: what was held before, ``T`` new tokens, lengths that differ."""
+    shapes = [  # B, T, H, Hk, D, R, S, window, lengths after
+        (1, 1, 2, 1, 8, 8, 4, 0, [1]),
+        (3, 2, 6, 2, 16, 8, 9, 0, [9, 2, 5]),
+        (2, 3, 4, 4, 64, 64, 70, 5, [70, 33]),
+        (1, 1, 8, 1, 32, 32, 600, 0, [555]),
+        (0, 1, 2, 1, 8, 8, 3, 0, []),
+        (2, 0, 2, 1, 8, 8, 3, 0, [0, 3]),
+    ]
+    for dtype in DTYPES:
+        for B, T, H, Hk, D, R, S, window, lengths in shapes:
+            for neox in (True, False):
+                qkv = torch.randn(B, T, (H + 2 * Hk) * D).to(dtype)
+                keys, values = torch.randn(2, B, Hk, S + 1, D).to(dtype)[:, :, :, :S]
+                after = torch.tensor(lengths, dtype=torch.int64)
+                angle = torch.arange(700)[:, None] * torch.logspace(0, -3, R // 2)
+                cos, sin = angle.cos(), angle.sin()
+                positions = after[:, None] - T + torch.arange(T)
+                heads = qkv.view(B, T, H + 2 * Hk, D)
+                turned = turn(heads.double(), cos, sin, positions, neox, R)
+                turned[:, :, H + Hk :] = heads[:, :, H + Hk :].double()
+                stored = [keys.double(), values.double()]
+                for b in range(B):
+                    new = slice(lengths[b] - T, lengths[b])
+                    stored[0][b, :, new] = turned[b, :, H : H + Hk].transpose(0, 1)
+                    stored[1][b, :, new] = turned[b, :, H + Hk :].transpose(0, 1)
+                k, v = (x.transpose(1, 2) for x in stored)
+                o = plain_attention(turned[:, :, :H], k, v, after, D**-0.5, True, window)
+                size = 4.0 * D**0.5 * ((D + 8) * F32 + 2 * UNIT[dtype]) + (S + 16) * F32
+                turned_bound = (
+                    rounding(turned, dtype) + 8 * F32 * turned.abs().amax()
+                    if turned.numel()
+                    else 0.0
+                )
+                bounds = (
+                    turned_bound.flatten(2) if torch.is_tensor(turned_bound) else 0.0,
+                    rounding(stored[0], dtype) + 32 * F32,
+                    0.0,
+                    (size * 5.0 + 4 * UNIT[dtype] * o.abs() + 1e-6).flatten(2),
+                )
+                yield Case(
+                    "cached_attention_",
+                    f"{dtype}-b{B}t{T}h{H}k{Hk}d{D}r{R}s{S}-w{window}-{'neox' if neox else 'gptj'}",
+                    (qkv, cos, sin, positions, neox, keys, values, after, D**-0.5, window),
+                    (turned.flatten(2), *stored, o.flatten(2)),
+                    bounds,
+                    written=(0, 5, 6),
+                )
+
+
 def matmul_cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for w_dtype in DTYPES:
@@ -167,6 +262,17 @@ def norm_cases() -> Iterator[Case]:
     yield Case("rms_norm", "strided", (x, w, 1e-6), expected, 40 * F32 * expected.abs())
 
 
+def turn(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, neox: bool, R: int) -> Tensor:
+    """Rotary positions on the first ``R`` channels of float64 ``x``."""
+    c, s = cos[positions][:, :, None].double(), sin[positions][:, :, None].double()
+    a, b = (x[..., : R // 2], x[..., R // 2 : R]) if neox else (x[..., 0:R:2], x[..., 1:R:2])
+    first, second = a * c - b * s, b * c + a * s
+    turned = (
+        torch.cat([first, second], -1) if neox else torch.stack([first, second], -1).flatten(-2)
+    )
+    return torch.cat([turned, x[..., R:]], -1)
+
+
 def rope_cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for neox in (True, False):
@@ -181,20 +287,7 @@ def rope_cases() -> Iterator[Case]:
                 angle = torch.arange(50)[:, None] * torch.logspace(0, -3, R // 2)
                 cos, sin = angle.cos(), angle.sin()
                 positions = torch.randint(0, 50, (B, T))
-                c, s = cos[positions][:, :, None].double(), sin[positions][:, :, None].double()
-                xd = x.double()
-                a, b = (
-                    (xd[..., : R // 2], xd[..., R // 2 : R])
-                    if neox
-                    else (xd[..., 0:R:2], xd[..., 1:R:2])
-                )
-                first, second = a * c - b * s, b * c + a * s
-                turned = (
-                    torch.cat([first, second], -1)
-                    if neox
-                    else torch.stack([first, second], -1).flatten(-2)
-                )
-                expected = torch.cat([turned, xd[..., R:]], -1)
+                expected = turn(x.double(), cos, sin, positions, neox, R)
                 bound = 8 * F32 * expected.abs().amax() if expected.numel() else 0.0
                 name = f"{dtype}-{'neox' if neox else 'gptj'}-{B}x{T}x{H}x{D}-r{R}"
                 yield Case(

@@ -11,6 +11,7 @@ from torch import Tensor
 from nybble.cache import FlatCache
 from nybble.generator.engine import Engine
 from nybble.generator.request import Request, SamplingParams
+from tests.kv import append
 
 VOCAB = 512
 EOS = 0
@@ -53,7 +54,7 @@ class FakeModel:
             raise MemoryError("no memory for this run")
         self.runs.append(tuple(input_ids.shape))
         k = input_ids[:, :, None, None].float()
-        held, _, lengths = cache.append(0, k, k)
+        held, _, lengths = append(cache, 0, k, k)
         cache.advance(input_ids.shape[1])
         rows = [held[b, :n, 0, 0].long().tolist() for b, n in enumerate(lengths.tolist())]
         return torch.stack([self._logits(row) for row in rows])[:, None]

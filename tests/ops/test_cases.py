@@ -33,10 +33,11 @@ def first(case: Case) -> Tensor:
 
 
 def check(case: Case, args: list[Any], returned: Any) -> None:
-    got = [args[i] for i in case.written] if case.op.endswith("_") else returned
-    got, expected, bound = (
-        list(x) if isinstance(x, (tuple, list)) else [x] for x in (got, case.expected, case.bound)
+    results, expected, bound = (
+        list(x) if isinstance(x, (tuple, list)) else [x]
+        for x in (() if returned is None else returned, case.expected, case.bound)
     )
+    got = [*(args[i] for i in case.written if case.op.endswith("_")), *results]
     bounds = bound * len(expected) if len(bound) == 1 else bound
     for one, want, within in zip(got, expected, bounds, strict=True):
         check_tensor(one.cpu(), want, within)

@@ -26,12 +26,15 @@ def sound(op: str) -> list[Any]:
     half = torch.float16
     made: dict[str, list[Any]] = {
         "qmatmul": [f(2, 32), i(256, dtype=torch.uint8), f(1, 1, 16, dtype=half), None,
-                    torch.arange(32, dtype=torch.int32), torch.tensor([[4, 0]], dtype=torch.int32), None, 16, 32],
+                    torch.arange(32, dtype=torch.int32), torch.tensor([[4, 0]], dtype=torch.int32), None, 16, 32,
+                    f(32), 1e-5, -1, f(2, 16)],
         "matmul": [f(2, 8), f(4, 8), f(4)],
         "rms_norm": [f(2, 8), f(8), 1e-5],
         "layer_norm": [f(2, 8), f(8), f(8), 1e-5],
         "rope_": [f(1, 2, 2, 8), f(4, 4), f(4, 4), i(1, 2, dtype=torch.int64), True],
         "attention": [f(1, 2, 4, 8), f(1, 3, 2, 8), f(1, 3, 2, 8), torch.tensor([3]), 0.5, True, 0],
+        "cached_attention_": [f(1, 2, 64), f(4, 4), f(4, 4), i(1, 2, dtype=torch.int64), True,
+                              f(1, 2, 5, 8), f(1, 2, 5, 8), torch.tensor([4]), 0.5, 0],
         "silu_mul": [f(2, 8), f(2, 8)],
         "gelu_mul": [f(2, 8), f(2, 8), True],
         "embedding": [i(2, dtype=torch.int64), f(4, 8), torch.float32],

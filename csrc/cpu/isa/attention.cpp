@@ -40,6 +40,11 @@ struct Shape {
   int64_t block = rows <= kFew ? kFew : kQueries;
 
   int64_t length(int64_t b) const { return a.lengths ? a.lengths[b] : a.S; }
+  int64_t longest() const {  // of all sequences: a cache has room for more
+    int64_t n = 0;
+    for (int64_t b = 0; b < a.B; ++b) n = larger(n, length(b));
+    return n;
+  }
   int64_t position(int64_t b, int64_t row) const { return length(b) - a.T + row / G; }
   // Visible keys of a row: [first, last).
   int64_t first(int64_t b, int64_t row) const { return a.window > 0 ? larger(0, position(b, row) - a.window + 1) : 0; }
@@ -69,10 +74,22 @@ float exp1(float x) {
 
 // ---- few rows ----
 
-// scores[r, i] = q[r] . k[i]
+// Asks for a row that is wanted soon: a core that waits for each row reads memory at half its speed. Past the end it is
+// harmless: a prefetch never faults.
+template <typename T>
+inline void prefetch_row(const T* row, int64_t D) {
+  for (int64_t d = 0; d < D; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + d);
+}
+
+// scores[r, i] = q[r] . k[i]. While a block's keys are read, its values and the next block's keys are on their way.
 template <int R, typename T>
-void scores_few(const float* q, int64_t q_stride, const T* k, int64_t k_stride, int64_t keys, int64_t D, float* scores) {
+void scores_few(const float* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t keys,
+                int64_t D, float* scores) {
   for (int64_t i = 0; i < keys; ++i, k += k_stride) {
+    if (v) {
+      prefetch_row(v + i * v_stride, D);
+      prefetch_row(k + kFewKeys * k_stride, D);
+    }
     Vec sum[R];
     for (int r = 0; r < R; ++r) sum[r] = Vec::zero();
     int64_t d = 0;
@@ -116,7 +133,9 @@ template <int R, typename T>
 void block_few(const Shape& shape, const Task& t, int64_t r0, int64_t s, int64_t keys, const float* q, const State& state) {
   const AttentionArgs& a = shape.a;
   float weight[R * kFewKeys];
-  scores_few<R>(q + r0 * shape.padded, shape.padded, shape.keys<T>(t, s), a.k_stride_s, keys, a.D, weight);
+  const T* v = shape.values<T>(t, s);
+  scores_few<R>(q + r0 * shape.padded, shape.padded, shape.keys<T>(t, s), a.k_stride_s, r0 == 0 ? v : nullptr, a.v_stride_s,
+                keys, a.D, weight);
   for (int r = 0; r < R; ++r) {
     float* w = weight + r * kFewKeys;
     const int64_t row = t.row0 + r0 + r, first = shape.first(t.b, row) - s, last = shape.last(t.b, row) - s;
@@ -143,7 +162,6 @@ void block_few(const Shape& shape, const Task& t, int64_t r0, int64_t s, int64_t
     }
   }
   constexpr int N = vectors_for(R);
-  const T* v = shape.values<T>(t, s);
   float* out = state.out + r0 * state.stride;
   int64_t d = 0;
   for (; d + N * W <= a.D; d += N * W) values_few<R, N>(weight, v + d, a.v_stride_s, keys, out + d, state.stride, W);
@@ -305,7 +323,7 @@ Status run(const AttentionArgs& a) {
   const int64_t blocks = ceil_div(shape.rows, shape.block), problems = a.B * a.Hk * blocks;
   // Few problems and many keys: several threads share one problem's keys.
   const int64_t wanted = ceil_div(threads(), larger(1, problems));
-  const int64_t parts = larger(1, smaller(wanted, a.S / 256));
+  const int64_t longest = shape.longest(), parts = larger(1, smaller(wanted, longest / 256));
   const int64_t part_size = state_floats(shape), work = work_floats(shape);
   float* saved = nullptr;
   if (parts > 1) {
@@ -326,7 +344,7 @@ Status run(const AttentionArgs& a) {
     return t;
   };
   std::atomic<bool> failed{false};
-  const int64_t cost = larger(1, smaller(shape.rows, shape.block) * a.D * (a.S / parts));
+  const int64_t cost = larger(1, smaller(shape.rows, shape.block) * a.D * (longest / parts));
   parallel_for(problems * parts, larger(1, 65536 / cost), [&](int64_t begin, int64_t end) {
     float* mine = static_cast<float*>(thread_scratch(Slot::attention_task, (work + part_size) * 4));
     if (!mine) {

@@ -1,4 +1,4 @@
-// Quantized matrix product: y = gather(x, perm) @ W + bias.
+// Quantized matrix product: y = gather(x, perm) @ W + bias + add.
 //
 //   1. pack: rows of x become records (cpu/codec/packed_rows.h), in groups of up to kGroup rows.
 //   2. units: one column block (16 columns) times one block of rows. One group of rows: the tiles are decoded into
@@ -26,7 +26,7 @@ namespace {
 
 constexpr int kMaxRows = 128;                  // rows of a row block at most
 constexpr int64_t kRowBlockBytes = 1280 << 10;  // its records: they should stay in L2 while the columns pass
-constexpr int kAhead = 2048;                   // bytes from the tile in work to the prefetched one
+constexpr int kAhead = 1024;                   // bytes from the tile in work to the prefetched one
 
 #if defined(__AVX512VNNI__)
 constexpr bool kIntegers = true;
@@ -36,13 +36,23 @@ constexpr bool kIntegers = false;
 
 int planes_of(const QMatmulArgs& a) { return !kIntegers || a.act_bits == 32 ? 0 : a.act_bits == 16 ? 2 : 1; }
 
-// What one column block's kernels read; the pointers stand at that column block.
+// What the kernels of one column block read.
 struct Columns {
   const QMatmulArgs& a;
   int64_t nb;
   const uint16_t* scales(int64_t kb) const { return a.scales + (nb * a.G + a.blocks[2 * kb + 1]) * 16; }
   const float* zeros(int64_t kb) const { return a.zeros ? a.zeros + (nb * a.G + a.blocks[2 * kb + 1]) * 16 : nullptr; }
   int bits(int64_t kb) const { return a.blocks[2 * kb]; }
+};
+
+// S column blocks, each `apart` blocks after the one before. Their tiles are read side by side: a core reads memory faster
+// as several runs than as one.
+template <int S>
+struct Strips {
+  Columns first;
+  const uint8_t* tiles;  // of the first
+  int64_t apart = 0, stride = 0;  // in column blocks; in bytes
+  Columns columns(int s) const { return {first.a, first.nb + s * apart}; }
 };
 
 inline F32 load_scales(const uint16_t* p) {
@@ -64,6 +74,7 @@ inline void prefetch_tile(const uint8_t* tile, int bits) {
 
 // Float activations. A decoded tile is f32 [32 rows][16 columns] of code - zero.
 struct Floats {
+  static constexpr int kStrips = 1;
   static constexpr int kTileBytes = 4 * 32 * 16;
   static constexpr int kChunk = 8;
 
@@ -109,15 +120,18 @@ struct Floats {
     }
   }
 
-  // Tiles kb.. kb+n of one width, for one group of rows.
-  template <int R, int BITS>
-  static void stream(const Columns& c, int64_t kb, int64_t n, const uint8_t* tiles, const uint8_t* records,
-                     float* sums) {
+  // Tiles kb.. kb+n of one width, of every strip, for one group of rows.
+  template <int R, int BITS, int S>
+  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records, float* sums) {
+    const uint8_t* tiles = strips.tiles + offset;
     alignas(64) uint8_t decoded[kTileBytes];
     for (int64_t t = 0; t < n; t++, tiles += 64 * BITS, records += 4 * 32 * R) {
-      prefetch_tile(tiles, BITS);
-      decode_tile<BITS>(tiles, c.zeros(kb + t), decoded);
-      multiply<R>(c, kb + t, decoded, records, sums);
+      for (int s = 0; s < S; s++) {
+        const Columns c = strips.columns(s);
+        prefetch_tile(tiles + s * strips.stride, BITS);
+        decode_tile<BITS>(tiles + s * strips.stride, c.zeros(kb + t), decoded);
+        multiply<R>(c, kb + t, decoded, records, sums + 16 * R * s);
+      }
     }
   }
 
@@ -132,6 +146,7 @@ struct Floats {
 // Integer activations of PLANES int8 planes. A decoded tile is 8 vectors of 64 code bytes: a tile of 8 bits.
 template <int PLANES>
 struct Integers {
+  static constexpr int kStrips = 4;
   static constexpr int kTileBytes = 64 * kQuads;
   static constexpr int kChunk = 32;
   static constexpr int kRow = PLANES * kPackRows + 12;  // bytes of a record for each row
@@ -163,8 +178,8 @@ struct Integers {
   }
 
   template <int R>
-  static inline void multiply(const Columns& c, int64_t kb, const U32 (&codes)[kQuads], const uint8_t* record,
-                              F32 (&sums)[R]) {
+  static inline void multiply(const uint16_t* scales, const float* zeros, const U32 (&codes)[kQuads],
+                              const uint8_t* record, F32 (&sums)[R]) {
     const uint8_t* tail = record + PLANES * kPackRows * R;
     // Few rows leave few sums to overlap, so each is kept in several parts: integer sums do not mind the order.
     constexpr int kSplit = R <= 2 ? 2 : 1;
@@ -176,8 +191,7 @@ struct Integers {
       dot[r] = sum_parts<R, kSplit>(parts[PLANES - 1], r);
       if (PLANES == 2) dot[r] = (__m512i)((I32)dot[r] + ((I32)sum_parts<R, kSplit>(parts[0], r) << 8));
     }
-    const F32 wscale = load_scales(c.scales(kb));
-    const float* zeros = c.zeros(kb);
+    const F32 wscale = load_scales(scales);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       F32 f = __builtin_convertvector((I32)dot[r] + load<int32_t>(tail + 4 * (R + r)), F32);
@@ -186,24 +200,32 @@ struct Integers {
     }
   }
 
-  template <int R, int BITS, bool FROM_MEMORY = true>
-  static void stream(const Columns& c, int64_t kb, int64_t n, const uint8_t* tiles, const uint8_t* records,
-                     float* out) {
-    F32 sums[R];
-    for (int r = 0; r < R; r++) sums[r] = load<F32>(out + 16 * r);
+  template <int R, int BITS, int S, bool FROM_MEMORY = true>
+  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records, float* out) {
+    const uint8_t* tiles = strips.tiles + offset;
+    const int64_t groups = strips.apart * strips.first.a.G * 16;
+    F32 sums[S][R];
+    for (int s = 0; s < S; s++)
+      for (int r = 0; r < R; r++) sums[s][r] = load<F32>(out + 16 * (R * s + r));
     for (int64_t t = 0; t < n; t++, tiles += 64 * BITS, records += kRow * R) {
-      U32 codes[kQuads];
-      if (FROM_MEMORY) prefetch_tile(tiles, BITS);
-      decode<BITS>(tiles, codes);
-      multiply<R>(c, kb + t, codes, records, sums);
+      const uint16_t* scales = strips.first.scales(kb + t);
+      const float* zeros = strips.first.zeros(kb + t);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; s++) {
+        U32 codes[kQuads];
+        if (FROM_MEMORY) prefetch_tile(tiles + s * strips.stride, BITS);
+        decode<BITS>(tiles + s * strips.stride, codes);
+        multiply<R>(scales + s * groups, zeros ? zeros + s * groups : nullptr, codes, records, sums[s]);
+      }
     }
-    for (int r = 0; r < R; r++) store(out + 16 * r, sums[r]);
+    for (int s = 0; s < S; s++)
+      for (int r = 0; r < R; r++) store(out + 16 * (R * s + r), sums[s][r]);
   }
 
   template <int R>
   static void chunk(const Columns& c, int64_t kb, int64_t n, const uint8_t* decoded, const uint8_t* records,
                     float* out) {
-    stream<R, 8, false>(c, kb, n, decoded, records, out);
+    stream<R, 8, 1, false>(Strips<1>{c, decoded}, kb, n, 0, records, out);
   }
 };
 #endif
@@ -225,25 +247,28 @@ inline int64_t run_end(const Columns& c, int64_t kb, int64_t limit) {
   return end;
 }
 
+// sums [S][rows of the group, rounded up][16] += the product of one group of rows with S column blocks.
+template <typename Path, int S>
+void few_product(const Strips<S>& strips, const uint8_t* records, int64_t row_bytes, int rows, float* sums) {
+  const Columns& c = strips.first;
+  int64_t offset = 0;
+  for (int64_t kb = 0; kb < c.a.KB;) {
+    const int64_t n = run_end(c, kb, c.a.KB) - kb;
+    with_rows(rows, [&](auto R) {
+      with_bits(c.bits(kb), [&](auto B) {
+        Path::template stream<R.value, B.value, S>(strips, kb, n, offset, records + kb * rows * row_bytes, sums);
+      });
+    });
+    offset += n * 64 * c.bits(kb);
+    kb += n;
+  }
+}
+
 // sums [rows of the groups][16] += the product of groups [g0, g1) with one column block.
 template <typename Path>
-void product(const Columns& c, const uint8_t* tiles, const uint8_t* records, int64_t row_bytes, int64_t g0, int64_t g1,
-             float* sums) {
+void many_product(const Columns& c, const uint8_t* tiles, const uint8_t* records, int64_t row_bytes, int64_t g0,
+                  int64_t g1, float* sums) {
   const QMatmulArgs& a = c.a;
-  if (g1 - g0 == 1) {
-    const int rows = group_rows(a.M, g0);
-    for (int64_t kb = 0; kb < a.KB;) {
-      const int64_t n = run_end(c, kb, a.KB) - kb;
-      with_rows(rows, [&](auto R) {
-        with_bits(c.bits(kb), [&](auto B) {
-          Path::template stream<R.value, B.value>(c, kb, n, tiles, records + kb * rows * row_bytes, sums);
-        });
-      });
-      tiles += n * 64 * c.bits(kb);
-      kb += n;
-    }
-    return;
-  }
   alignas(64) uint8_t decoded[Path::kChunk * Path::kTileBytes];
   for (int64_t kb = 0; kb < a.KB; kb += Path::kChunk) {
     const int64_t n = kb + Path::kChunk < a.KB ? Path::kChunk : a.KB - kb;
@@ -265,35 +290,73 @@ void product(const Columns& c, const uint8_t* tiles, const uint8_t* records, int
   }
 }
 
-template <typename Path>
-void multiply_all(const QMatmulArgs& a, const uint8_t* records, int64_t row_bytes) {
-  const int64_t groups = (a.M + kGroup - 1) / kGroup, NB = (a.N + kPackColumns - 1) / kPackColumns;
-  int64_t column_bytes = 0;
-  for (int64_t kb = 0; kb < a.KB; kb++) column_bytes += 64 * a.blocks[2 * kb];
+// y[m0.. m1, the block's columns] = sums + bias + add
+void store_sums(const Columns& c, int64_t m0, int64_t m1, const float* sums) {
+  const QMatmulArgs& a = c.a;
+  const int64_t n0 = c.nb * kPackColumns, n1 = n0 + kPackColumns < a.N ? n0 + kPackColumns : a.N;
+  const bool vectors = a.x_dtype == DType::f32 && n1 - n0 == kPackColumns;
+  for (int64_t m = m0; m < m1; m++, sums += 16) {
+    for (int part = 0; vectors && part < kParts; part++) {
+      const int64_t n = n0 + kLanes * part;
+      F32 v = load<F32>(sums + kLanes * part);
+      if (a.bias) v += load<F32>(static_cast<const float*>(a.bias) + n);
+      if (a.add) v += load<F32>(static_cast<const float*>(a.add) + m * a.add_stride + n);
+      store(static_cast<float*>(a.y) + m * a.N + n, v);
+    }
+    for (int64_t n = vectors ? n1 : n0; n < n1; n++) {
+      float v = sums[n - n0];
+      if (a.bias) v += load_element(a.bias, a.x_dtype, n);
+      if (a.add) v += load_element(a.add, a.x_dtype, m * a.add_stride + n);
+      store_element(a.y, a.x_dtype, m * a.N + n, v);
+    }
+  }
+}
 
-  const int64_t group_bytes = kGroup * a.KB * row_bytes;
+// One group of rows: each thread reads its column blocks once, as kStrips runs side by side.
+template <typename Path>
+void multiply_few(const QMatmulArgs& a, const uint8_t* records, int64_t row_bytes, int64_t NB, int64_t column_bytes) {
+  const int rows = group_rows(a.M, 0);
+  const auto columns = [&](auto S, int64_t nb, int64_t apart) {
+    alignas(64) float sums[S.value * kGroup * 16];
+    std::memset(sums, 0, size_t(S.value) * rows * 16 * 4);
+    const Strips<S.value> strips{{a, nb}, a.weight + nb * column_bytes, apart, apart * column_bytes};
+    few_product<Path>(strips, records, row_bytes, rows, sums);
+    for (int s = 0; s < S.value; s++) store_sums(strips.columns(s), 0, a.M, sums + s * rows * 16);
+  };
+  parallel_shared(NB, 2 * Path::kStrips, [&](int64_t begin, int64_t end) {
+    const int64_t run = (end - begin) / Path::kStrips;
+    for (int64_t nb = begin; nb < begin + run; nb++) columns(Bits<Path::kStrips>{}, nb, run);
+    for (int64_t nb = begin + run * Path::kStrips; nb < end; nb++) columns(Bits<1>{}, nb, 0);
+  });
+}
+
+// Units of one column block and one block of rows.
+template <typename Path>
+void multiply_many(const QMatmulArgs& a, const uint8_t* records, int64_t row_bytes, int64_t NB, int64_t column_bytes) {
+  const int64_t groups = (a.M + kGroup - 1) / kGroup, group_bytes = kGroup * a.KB * row_bytes;
   int64_t per_block = group_bytes > 0 ? kRowBlockBytes / group_bytes : kMaxRows / kGroup;
   per_block = per_block < 2 ? 2 : per_block > kMaxRows / kGroup ? kMaxRows / kGroup : per_block;
   const int64_t row_blocks = (groups + per_block - 1) / per_block;
-
   parallel_for(row_blocks * NB, 1, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; unit++) {
       const int64_t nb = unit % NB, g0 = unit / NB * per_block;
       const int64_t g1 = g0 + per_block < groups ? g0 + per_block : groups;
       alignas(64) float sums[kMaxRows * 16];
       std::memset(sums, 0, size_t(g1 - g0) * kGroup * 16 * 4);
-      product<Path>(Columns{a, nb}, a.weight + nb * column_bytes, records + g0 * group_bytes, row_bytes, g0, g1, sums);
-
-      const int64_t m0 = g0 * kGroup, m1 = g1 * kGroup < a.M ? g1 * kGroup : a.M;
-      const int64_t n0 = nb * kPackColumns, n1 = n0 + kPackColumns < a.N ? n0 + kPackColumns : a.N;
-      for (int64_t m = m0; m < m1; m++) {
-        for (int64_t n = n0; n < n1; n++) {
-          const float bias = a.bias ? load_element(a.bias, a.x_dtype, n) : 0.f;
-          store_element(a.y, a.x_dtype, m * a.N + n, sums[(m - m0) * 16 + n - n0] + bias);
-        }
-      }
+      const Columns c{a, nb};
+      many_product<Path>(c, a.weight + nb * column_bytes, records + g0 * group_bytes, row_bytes, g0, g1, sums);
+      store_sums(c, g0 * kGroup, g1 * kGroup < a.M ? g1 * kGroup : a.M, sums);
     }
   });
+}
+
+template <typename Path>
+void multiply_all(const QMatmulArgs& a, const uint8_t* records, int64_t row_bytes) {
+  const int64_t NB = (a.N + kPackColumns - 1) / kPackColumns;
+  int64_t column_bytes = 0;
+  for (int64_t kb = 0; kb < a.KB; kb++) column_bytes += 64 * a.blocks[2 * kb];
+  if (a.M <= kGroup) multiply_few<Path>(a, records, row_bytes, NB, column_bytes);
+  else multiply_many<Path>(a, records, row_bytes, NB, column_bytes);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nybble.ops.reference.attention import attention
+from nybble.ops.reference.cached_attention import cached_attention_
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.matmul import matmul
@@ -24,6 +25,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "layer_norm": layer_norm,
     "rope_": rope_,
     "attention": attention,
+    "cached_attention_": cached_attention_,
     "silu_mul": silu_mul,
     "gelu_mul": gelu_mul,
     "embedding": embedding,

@@ -1,0 +1,93 @@
+// cached_attention_: rope, then the new keys and values into the cache, then attention over it.
+#include "ops/attention.h"
+#include "ops/kv_append.h"
+#include "ops/rope.h"
+
+#include "binding/bindings.h"
+
+namespace nybble::binding {
+
+Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox,
+                            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                            int64_t window) {
+  Check check("cached_attention_");
+  KvAppendArgs store{};
+  store.dtype = store.cache_dtype = check.floats(qkv, "qkv");
+  check.type(keys, "keys", qkv.scalar_type());
+  check.type(values, "values", qkv.scalar_type());
+  check.shape(qkv, "qkv", {"B", "T", "(H+2Hk)D"});
+  check.contiguous(qkv, "qkv");
+  check.shape(keys, "keys", {"B", "Hk", "S", "D"});
+  check.shape(values, "values", {"B", "Hk", "S", "D"});
+  for (const auto& [t, name] : {std::pair{&keys, "keys"}, std::pair{&values, "values"}}) {
+    check.unit_stride(*t, name);
+    check.distinct(*t, name);
+  }
+  const int64_t B = check["B"], T = check["T"], S = check["S"], Hk = check["Hk"], D = check["D"], width = check["(H+2Hk)D"];
+  check.that(Hk > 0 && D > 0 && width % D == 0 && (width / D) % Hk == 0 && width / D > 2 * Hk, "qkv has ", width,
+             " columns, expected (H + 2 Hk) D with H a multiple of Hk = ", Hk, " and D = ", D, " from keys");
+  check.that(window >= 0, "window is ", window, ", expected 0 (no window) or more");
+  check.type(lengths, "lengths", ScalarType::Long);
+  check.shape(lengths, "lengths", {"B"});
+  const Tensor after = torch::stable::contiguous(lengths);
+  check.each<int64_t>(after, "lengths", "T to S: tokens held with the new ones", [=](int64_t n) { return n >= T && n <= S; });
+
+  check.type(cos, "cos", ScalarType::Float);
+  check.shape(cos, "cos", {"P", "R/2"});
+  check.contiguous(cos, "cos");
+  check.type(sin, "sin", ScalarType::Float);
+  check.shape(sin, "sin", {"P", "R/2"});
+  check.contiguous(sin, "sin");
+  check.type(positions, "positions", ScalarType::Long);
+  check.shape(positions, "positions", {"B", "T"});
+  const Tensor place = torch::stable::contiguous(positions);
+  const int64_t P = check["P"], R = 2 * check["R/2"];
+  check.that(R <= D, "cos turns R = ", R, " channels, but keys have only D = ", D);
+  check.each<int64_t>(place, "positions", "0 to P - 1, the rows of cos", [P](int64_t p) { return p >= 0 && p < P; });
+
+  const int64_t H = width / D - 2 * Hk, item = qkv.element_size();
+  Tensor o = torch::stable::new_empty(qkv, {B, T, H * D});
+  if (o.numel() == 0) return o;
+  char* base = static_cast<char*>(qkv.data_ptr());
+
+  RopeArgs turn{};
+  turn.x = base;  // q and k lie side by side
+  turn.dtype = store.dtype;
+  turn.cos = static_cast<const float*>(cos.data_ptr());
+  turn.sin = static_cast<const float*>(sin.data_ptr());
+  turn.positions = static_cast<const int64_t*>(place.data_ptr());
+  turn.B = B, turn.T = T, turn.H = H + Hk, turn.D = D, turn.R = R, turn.P = P;
+  turn.stride_b = T * width, turn.stride_t = width, turn.stride_h = D;
+  turn.neox = neox;
+  if (R > 0) check.done(cpu::rope(turn));
+
+  store.keys = keys.data_ptr();
+  store.values = values.data_ptr();
+  store.k = base + H * D * item;
+  store.v = base + (H + Hk) * D * item;
+  store.lengths = static_cast<const int64_t*>(after.data_ptr());
+  store.B = B, store.T = T, store.S = S, store.Hk = Hk, store.D = D;
+  store.keys_stride = {keys.stride(0), keys.stride(1), keys.stride(2)};
+  store.values_stride = {values.stride(0), values.stride(1), values.stride(2)};
+  store.k_stride = store.v_stride = {T * width, D, width};
+  check.done(cpu::kv_append(store));
+
+  AttentionArgs attend{};
+  attend.q = base;
+  attend.k = store.keys;
+  attend.v = store.values;
+  attend.o = o.data_ptr();
+  attend.dtype = store.dtype;
+  attend.lengths = store.lengths;
+  attend.B = B, attend.T = T, attend.S = S, attend.H = H, attend.Hk = Hk, attend.D = D;
+  attend.q_stride_b = T * width, attend.q_stride_t = width, attend.q_stride_h = D;
+  attend.k_stride_b = store.keys_stride.b, attend.k_stride_h = store.keys_stride.h, attend.k_stride_s = store.keys_stride.s;
+  attend.v_stride_b = store.values_stride.b, attend.v_stride_h = store.values_stride.h, attend.v_stride_s = store.values_stride.s;
+  attend.scale = static_cast<float>(scale);
+  attend.causal = true;
+  attend.window = window;
+  check.done(cpu::attention(attend));
+  return o;
+}
+
+}  // namespace nybble::binding

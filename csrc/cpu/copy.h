@@ -1,0 +1,23 @@
+// Rows of one float type to another.
+#pragma once
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/simd/vec.h"
+
+namespace nybble::cpu {
+
+// Calls f with a value of each of the two C++ types.
+template <typename F>
+inline void with_types(DType from, DType to, const F& f) {
+  generic::with_type(from, [&](auto a) { generic::with_type(to, [&](auto b) { f(a, b); }); });
+}
+
+template <typename From, typename To>
+inline void copy_row(const From* from, To* to, int64_t n) {
+  if (n == 0) return;  // no bytes, and perhaps no memory: memcpy takes no null pointer
+  if constexpr (std::is_same_v<From, To>) std::memcpy(to, from, size_t(n) * sizeof(To));
+  else for (int64_t i = 0; i < n; ++i) generic::from_float(generic::to_float(from[i]), to + i);
+}
+
+}  // namespace nybble::cpu
