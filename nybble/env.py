@@ -84,7 +84,7 @@ TABLE: tuple[Variable, ...] = (
         "NYBBLE_ACT_BITS",
         "integer",
         "16",
-        "Precision of activations inside the quantized matmul: 32 float, 16 or 8 bit integers with a scale a row.",
+        "Precision of activations inside the quantized matmul: 32 float, 16 or 8 bit integers with a scale for each 32.",
         choices=("32", "16", "8"),
     ),
     Variable(

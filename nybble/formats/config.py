@@ -12,7 +12,9 @@ from typing import Any
 from nybble.errors import FormatError
 
 GROUP_CAP = 1 << 20
-JSON_CAP = 2 << 20  # bytes of a configuration file; parsed JSON takes up to 25 times its text
+JSON_CAP = 2 << 20  # bytes of a configuration file
+PARSED_CAP = 64 << 20  # bytes that a file may take beyond its own size when it is parsed
+NODE_BYTES = 128  # of memory for each of { [ , : at most
 
 REFUSED = {
     "bitsandbytes": "bitsandbytes",
@@ -63,6 +65,14 @@ def read_json(path: Path, cap: int = JSON_CAP) -> dict[str, Any]:
         raise FormatError(f"{path}: cannot be read: {error.strerror or error}.") from error
     if len(text) > cap:
         raise FormatError(f"{path}: expected at most {cap} bytes of JSON, got more.")
+    nodes = sum(text.count(sign) for sign in (b"{", b"[", b",", b":"))
+    # A text outside ASCII is kept in up to four bytes a character, twice while it is parsed.
+    copies = 1 if text.isascii() and b"\\u" not in text else 8
+    if nodes * NODE_BYTES + copies * len(text) > PARSED_CAP:
+        raise FormatError(
+            f"{path}: its {len(text)} bytes of JSON would take more than {PARSED_CAP >> 20} MiB when parsed; "
+            "no model's file is like that."
+        )
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -162,6 +162,9 @@ def _load(
         # torch wraps what the dynamic loader said.
         reasons.append(explain_load_error(path, str(error.__cause__ or error)))
         return None
+    if not native_devices("rms_norm"):  # any op would do: one file registers them all
+        reasons.append(f"{path} has no kernels for this torch: run `nybble build --clean`")
+        return None
     return State(path, origin, reason, info)
 
 

@@ -273,3 +273,52 @@ def test_missing_layers_and_wrong_sizes(tmp_path: Path) -> None:
         checkpoint.linear("b")
     with pytest.raises(FormatError, match="expected 64 inputs"):
         checkpoint.linear("a", in_features=64)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        '"%d":[],',
+        '"%d":{},',
+        '"%d":"x",',
+        '"%d":1.5,',
+        '"a":[[]],',
+        '"%d\\u00e9":"\\ud83d\\ude00",',
+        '"%d":"' + "é" * 40 + '",',
+    ],
+)
+def test_json_takes_little_more_memory_than_its_text(unit: str, tmp_path: Path) -> None:
+    """A file of many empty lists takes twenty times its size once parsed: such a file is refused before."""
+    import tracemalloc
+
+    from nybble.formats.config import PARSED_CAP, read_json
+
+    path, sizes = tmp_path / "model.safetensors.index.json", (100_000, 3_000_000, 20_000_000)
+    outcomes = []
+    for size in sizes:
+        body = "".join(unit.replace("%d", str(i)) for i in range(size // len(unit)))
+        path.write_text('{"weight_map":{' + body.rstrip(",") + "}}", encoding="utf-8")
+        tracemalloc.start()
+        try:
+            read_json(path, 32 << 20)
+            outcomes.append("read")
+        except FormatError:
+            outcomes.append("refused")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= path.stat().st_size + PARSED_CAP, (outcomes, peak)
+    assert outcomes[0] == "read" and outcomes[-1] == "refused"
+
+
+def test_the_index_of_a_very_large_model_is_read(tmp_path: Path) -> None:
+    """91,991 tensors, as the largest published model has, with names as long as its."""
+    from nybble.formats.config import read_json
+
+    names = (
+        f"model.layers.{i % 61}.mlp.experts.{i // 61}.down_proj.weight_scale_inv"
+        for i in range(91_991)
+    )
+    weight_map = dict.fromkeys(names, "model-00100-of-000163.safetensors")
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=2))
+    assert len(read_json(path, 32 << 20)["weight_map"]) == len(weight_map)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nybble.errors import FormatError, RequestError, SettingError
-from nybble.formats.safetensors import write_safetensors
+from nybble.formats.safetensors import SafetensorsFile, write_safetensors
 from nybble.models.hub import resolve
 from nybble.models.loader import load_model
 from tests.formats.make import quantize, write_model
@@ -61,9 +61,14 @@ def save(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] = CONF
     ("layout", "settings", "products"),
     [
         ("gptq", {}, 1),
+        ("gptq", {"bits": 2}, 1),
+        ("gptq", {"bits": 3}, 1),
         ("gptq", {"bits": 8}, 1),
+        ("gptq", {"v2": True}, 1),
         ("gptq", {"act_order": True}, None),
         ("awq-gemm", {}, 1),
+        ("awq-gemv", {"group_size": 128}, 1),
+        ("awq-gemv-fast", {"group_size": 128}, 1),
         ("awq-v2", {"group_size": 128}, 1),
         ("exl2", {"act_order": True}, None),
     ],
@@ -206,3 +211,35 @@ def test_cache_limits(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="2 rows, but the cache holds 1"):
         model.forward(torch.zeros(2, 1, dtype=torch.int64), cache)
     assert cache.lengths.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        ("gptq", {"bits": 4, "act_order": True}),
+        ("gptq", {"bits": 8, "group_size": -1}),
+        ("awq-gemm", {"group_size": 64}),
+        ("awq-gemv", {"group_size": 64}),
+        ("awq-v2", {"group_size": 64}),
+        ("awq-gemv-fast", {"group_size": 64}),
+        ("exl2", {"bits": 4, "act_order": True}),
+    ],
+)
+def test_the_demo_model_in_every_layout(
+    data: Path, tmp_path: Path, layout: str, settings: dict[str, Any]
+) -> None:
+    """A trained model, whose activations are less even than random ones, at its real shapes."""
+    source = SafetensorsFile(data / "demo-model" / "model.safetensors")
+    config = json.loads((data / "demo-model" / "config.json").read_text())
+    tensors = {name: source.tensor(name).float() for name in source.names()}
+    made = {
+        name.removesuffix(".weight"): quantize(weight, layout, **settings)
+        for name, weight in tensors.items()
+        if "_proj" in name
+    }
+    dense = {name: t for name, t in tensors.items() if name.removesuffix(".weight") not in made}
+    model = load_model(write_model(tmp_path / "q", made, dense, config), act_bits=32)
+    meant = dense | {f"{key}.weight": m.weight for key, m in made.items()}
+    plain = load_model(save(tmp_path / "d", meant, config))
+    ids = torch.arange(7, 4000, 61)[None]
+    torch.testing.assert_close(model.forward(ids), plain.forward(ids), atol=2e-3, rtol=2e-3)
