@@ -10,6 +10,7 @@ from nybble.ops.anneal import anneal_knapsack
 from nybble.ops.attention import attention
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.hadamard import paley1, paley2
 from nybble.ops.matmul import matmul
 from nybble.ops.norm import layer_norm, rms_norm
 from nybble.ops.packed import PackedMatrix
@@ -27,6 +28,8 @@ __all__ = [
     "gptq_group_",
     "layer_norm",
     "matmul",
+    "paley1",
+    "paley2",
     "qmatmul",
     "quantize_columns",
     "quantize_error",
