@@ -96,7 +96,9 @@ void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& err
   args.N = check["N"];
   args.R = check["R"];
   check.that(args.R <= args.T, "codes has ", args.R, " rows, expected at most the ", args.T, " of weight");
-  const Rows upper(cholesky);
+  // torch.linalg.cholesky gives columns side by side: only the rows that are read are worth a copy.
+  Tensor rows_read = cholesky;
+  const Rows upper(torch::stable::narrow(rows_read, 0, 0, args.R));
   args.cholesky = static_cast<const float*>(upper.data());
   args.cholesky_stride = upper.stride;
   for (int64_t r = 0; r < args.R; ++r) {

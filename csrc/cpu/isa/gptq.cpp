@@ -22,10 +22,10 @@ constexpr int64_t kRows = 168 / Vec::tile_rows * Vec::tile_rows;  // that share 
 
 // A thread's working memory.
 struct Work {
-  float error[kDepth * kColumns];    // columns of one tile lie together: [n / kTileColumns][k][kTileColumns]
-  float u[kDepth * kRows];           // -U[k, rows]
-  float edge[kRows * kTileColumns];  // the last columns of a matrix that do not fill a tile
-  float column[kDepth];              // -U[rows above, r]
+  float error[kDepth * kColumns];             // columns of one tile lie together: [n / kTileColumns][k][kTileColumns]
+  float u[kDepth * kRows];                    // -U[k, rows]
+  float edge[Vec::tile_rows * kTileColumns];  // the last columns of a matrix that do not fill a tile
+  float column[kDepth];                       // -U[rows above, r]
 };
 
 struct Block {
@@ -73,28 +73,37 @@ struct Block {
           const float* u = a.cholesky + (from + k) * a.cholesky_stride + r + m;
           (Vec::zero() - Vec::load_n(u, lanes)).store_n(work.u + k * kRows + m, lanes);
         }
-      for (int64_t n = 0; n < columns; n += kTileColumns) {
-        float* weight = a.weight + r * a.weight_stride + n0 + n;
-        if (n + kTileColumns <= columns)
-          subtract(rows, n, depth, weight, a.weight_stride);
-        else
-          subtract_edge(rows, n, depth, weight);
-      }
+      // Strips of rows outside, columns inside: whole pieces of a row at a time, which the memory likes.
+      for (int64_t m = 0; m < rows; m += Vec::tile_rows)
+        for (int64_t n = 0; n < columns; n += kTileColumns) {
+          const Strip strip{work.u + m, smaller(Vec::tile_rows, rows - m), depth};
+          float* weight = a.weight + (r + m) * a.weight_stride + n0 + n;
+          if (n + kTileColumns <= columns)
+            subtract(strip, n, weight, a.weight_stride);
+          else
+            subtract_edge(strip, n, weight);
+        }
     }
   }
 
-  void subtract(int64_t rows, int64_t n, int64_t depth, float* to, int64_t stride) const {
-    multiply<1, kRows>(rows, kTileColumns, work.u, work.error + n * kDepth, kTileColumns, to, stride, depth, true);
+  struct Strip {
+    const float* u;
+    int64_t rows, depth;
+  };
+
+  void subtract(const Strip& strip, int64_t n, float* to, int64_t stride) const {
+    tile_rows<Vec::tile_rows, 1, kRows>(strip.rows, strip.u, work.error + n * kDepth, kTileColumns, to, stride,
+                                        strip.depth, true);
   }
 
-  void subtract_edge(int64_t rows, int64_t n, int64_t depth, float* weight) const {
+  void subtract_edge(const Strip& strip, int64_t n, float* weight) const {
     const auto each = [&](const auto& move) {
-      for (int64_t m = 0; m < rows; ++m)
+      for (int64_t m = 0; m < strip.rows; ++m)
         for (int j = 0; j < kTileColumns; j += W)
           move(weight + m * a.weight_stride + j, work.edge + m * kTileColumns + j, count(n + j));
     };
     each([](const float* w, float* edge, int lanes) { Vec::load_n(w, lanes).store(edge); });
-    subtract(rows, n, depth, work.edge, kTileColumns);
+    subtract(strip, n, work.edge, kTileColumns);
     each([](float* w, const float* edge, int lanes) { Vec::load(edge).store_n(w, lanes); });
   }
 
