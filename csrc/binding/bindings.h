@@ -1,5 +1,7 @@
 // What the binding files offer to library.cpp: one function an op and device, with the schema's arguments.
 #pragma once
+#include <tuple>
+
 #include "binding/check.h"
 
 namespace nybble::binding {
@@ -23,6 +25,13 @@ Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype);
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                   const Tensor& min_p, const Tensor& random);
 void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty);
+std::tuple<Tensor, Tensor> quantize_columns_cpu(const Tensor& x, const Tensor& scales, int64_t zero, int64_t max_code);
+Tensor quantize_error_cpu(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
+                          double norm);
+void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
+                    const Tensor& scales, int64_t zero, int64_t max_code);
+Tensor anneal_knapsack_cpu(const Tensor& cost, const Tensor& loss, const Tensor& first, int64_t budget,
+                           const Tensor& temperature, int64_t steps, int64_t seed);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps);

@@ -36,6 +36,10 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("embedding", TORCH_BOX(&embedding_cpu));
   m.impl("sample", TORCH_BOX(&sample_cpu));
   m.impl("repetition_penalty_", TORCH_BOX(&repetition_penalty_cpu));
+  m.impl("quantize_columns", TORCH_BOX(&quantize_columns_cpu));
+  m.impl("quantize_error", TORCH_BOX(&quantize_error_cpu));
+  m.impl("gptq_group_", TORCH_BOX(&gptq_group_cpu));
+  m.impl("anneal_knapsack", TORCH_BOX(&anneal_knapsack_cpu));
 }
 
 #ifdef NYBBLE_CUDA

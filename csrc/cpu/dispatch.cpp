@@ -2,9 +2,11 @@
 #include "cpu/isa.h"
 #include "ops/attention.h"
 #include "ops/gate.h"
+#include "ops/gptq.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
+#include "ops/quantize.h"
 #include "ops/rope.h"
 
 #ifdef NYBBLE_HAVE_AVX2
@@ -55,6 +57,9 @@ NYBBLE_DISPATCH(Status, rope, RopeArgs)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
+NYBBLE_DISPATCH(Status, quantize_columns, QuantizeColumnsArgs)
+NYBBLE_DISPATCH(Status, quantize_error, QuantizeErrorArgs)
+NYBBLE_DISPATCH(Status, gptq_group, GptqGroupArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)
 

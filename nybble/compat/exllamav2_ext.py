@@ -1,3 +1,14 @@
 """``exllamav2_ext`` over nybble's ops: the old names, positional orders and in-place effects."""
 
 from __future__ import annotations
+
+from nybble.compat.exl2.loader import stloader_read as stloader_read
+from nybble.compat.exl2.quantize import had_paley as had_paley
+from nybble.compat.exl2.quantize import had_paley2 as had_paley2
+from nybble.compat.exl2.quantize import pack_columns as pack_columns
+from nybble.compat.exl2.quantize import pack_rows_4 as pack_rows_4
+from nybble.compat.exl2.quantize import quantize as quantize
+from nybble.compat.exl2.quantize import quantize_err as quantize_err
+from nybble.compat.exl2.quantize import quantize_range as quantize_range
+from nybble.compat.exl2.quantize import quantize_range_inplace as quantize_range_inplace
+from nybble.compat.exl2.quantize import sim_anneal as sim_anneal

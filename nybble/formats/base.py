@@ -157,7 +157,7 @@ def pack_words(codes: Tensor, bits: int) -> Tensor:
     if whole * per != R:
         codes = torch.nn.functional.pad(codes, (0, 0, 0, whole * per - R))
     source = codes.view(whole, per, N)
-    out = torch.zeros(whole, period, N, dtype=torch.int32)
+    out = torch.zeros(whole, period, N, dtype=torch.int32, device=codes.device)
     for i in range(per):
         word, shift = divmod(i * bits, 32)
         code = source[:, i].to(torch.int32)
@@ -181,7 +181,7 @@ def pack_nibbles(values: Tensor, order: Sequence[int] = range(8)) -> Tensor:
     """The inverse of :func:`unpack_nibbles`: uint8 ``[R, 8*C]`` to int32 ``[R, C]``."""
     R, width = values.shape
     source = values.view(R, width // 8, 8)
-    out = torch.zeros(R, width // 8, dtype=torch.int32)
+    out = torch.zeros(R, width // 8, dtype=torch.int32, device=values.device)
     for i, place in enumerate(order):
         out |= source[:, :, place].to(torch.int32) << (4 * i)
     return out

@@ -6,26 +6,35 @@
 tensor([[2., 2., 2., 2.]])
 """
 
+from nybble.ops.anneal import anneal_knapsack
 from nybble.ops.attention import attention
 from nybble.ops.cached_attention import cached_attention_
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.hadamard import paley1, paley2
 from nybble.ops.matmul import matmul
 from nybble.ops.norm import layer_norm, rms_norm
 from nybble.ops.packed import PackedMatrix
 from nybble.ops.qmatmul import qmatmul
+from nybble.ops.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
 
 __all__ = [
     "PackedMatrix",
+    "anneal_knapsack",
     "attention",
     "cached_attention_",
     "embedding",
     "gelu_mul",
+    "gptq_group_",
     "layer_norm",
     "matmul",
+    "paley1",
+    "paley2",
     "qmatmul",
+    "quantize_columns",
+    "quantize_error",
     "repetition_penalty_",
     "rms_norm",
     "rope_",

@@ -19,6 +19,12 @@ SCHEMAS: dict[str, str] = {
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",
     "sample": "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor random) -> Tensor",
     "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty) -> ()",
+    "quantize_columns": "(Tensor x, Tensor scales, int zero, int max_code) -> (Tensor, Tensor)",
+    "quantize_error": "(Tensor x, Tensor scales, Tensor factors, int zero, int max_code, float norm) -> Tensor",
+    "gptq_group_": "(Tensor(a!) weight, Tensor(b!) codes, Tensor(c!) error, Tensor cholesky, Tensor scales, "
+    "int zero, int max_code) -> ()",
+    "anneal_knapsack": "(Tensor cost, Tensor loss, Tensor first, int budget, Tensor temperature, int steps, "
+    "int seed) -> Tensor",
 }
 
 LIBRARY = torch.library.Library("nybble", "DEF")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core
+from tests.cases import core, quantize
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -25,6 +25,10 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.gate_cases,
     core.embedding_cases,
     core.sample_cases,
+    quantize.quantize_columns_cases,
+    quantize.quantize_error_cases,
+    quantize.gptq_group_cases,
+    quantize.anneal_knapsack_cases,
 ]
 
 

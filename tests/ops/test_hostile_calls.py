@@ -40,6 +40,11 @@ def sound(op: str) -> list[Any]:
         "embedding": [i(2, dtype=torch.int64), f(4, 8), torch.float32],
         "sample": [f(2, 8), f(2), f(2, dtype=torch.int64), f(2), i(2), i(2)],
         "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2)],
+        "quantize_columns": [f(2, 8), f(8), 8, 15],
+        "quantize_error": [f(2, 8), f(8), f(3), 8, 15, 3.5],
+        "gptq_group_": [f(4, 8), i(2, 8, dtype=torch.uint8), i(2, 8), torch.eye(4), f(8), 8, 15],
+        "anneal_knapsack": [f(4, dtype=torch.int64), f(4, dtype=torch.float64), torch.tensor([0, 1, 4]), 5,
+                            f(2, dtype=torch.float64), 10, 1],
     }  # fmt: skip
     return made[op]
 

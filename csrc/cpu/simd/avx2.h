@@ -80,6 +80,14 @@ inline Vec scale2(Vec x, Vec n) {
   const __m256 b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(k, h), one), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(x.v, a), b)};
 }
+// x = m * 2^n, 1 <= m < 2, for positive normal x; of anything else some finite m and n.
+inline Vec split2(Vec x, Vec* n) {
+  const __m256i u = _mm256_castps_si256(x.v);
+  const __m256i power = _mm256_and_si256(_mm256_srli_epi32(u, 23), _mm256_set1_epi32(0xff));
+  n->v = _mm256_cvtepi32_ps(_mm256_sub_epi32(power, _mm256_set1_epi32(127)));
+  return {_mm256_castsi256_ps(
+      _mm256_or_si256(_mm256_and_si256(u, _mm256_set1_epi32(0x7fffff)), _mm256_set1_epi32(0x3f800000)))};
+}
 // Rows become columns of a width x width square.
 inline void transpose(Vec* v) {
   __m256 a[8], b[8];

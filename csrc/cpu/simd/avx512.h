@@ -62,6 +62,14 @@ inline Vec select_lt(Vec a, Vec b, Vec x, Vec y) {
 }
 inline Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline Vec scale2(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }  // x * 2^n
+// x = m * 2^n, 1 <= m < 2, for positive normal x; of anything else some finite m and n.
+inline Vec split2(Vec x, Vec* n) {
+  const __m512i u = _mm512_castps_si512(x.v);
+  const __m512i power = _mm512_and_si512(_mm512_srli_epi32(u, 23), _mm512_set1_epi32(0xff));
+  n->v = _mm512_cvtepi32_ps(_mm512_sub_epi32(power, _mm512_set1_epi32(127)));
+  return {_mm512_castsi512_ps(
+      _mm512_or_si512(_mm512_and_si512(u, _mm512_set1_epi32(0x7fffff)), _mm512_set1_epi32(0x3f800000)))};
+}
 // Rows become columns of a width x width square.
 inline void transpose(Vec* v) {
   __m512 a[16], b[16];

@@ -65,6 +65,16 @@ inline Vec scale2(Vec x, Vec n) {
     return a * float_of(uint32_t(h + 127) << 23) * float_of(uint32_t(k - h + 127) << 23);
   });
 }
+// x = m * 2^n, 1 <= m < 2, for positive normal x; of anything else some finite m and n.
+inline Vec split2(Vec x, Vec* n) {
+  Vec m;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t u = bits_of(x.v[i]);
+    n->v[i] = float(int(u >> 23 & 0xff) - 127);
+    m.v[i] = float_of((u & 0x7fffff) | 0x3f800000);
+  }
+  return m;
+}
 // Rows become columns of a width x width square.
 inline void transpose(Vec* v) {
   for (int i = 0; i < 4; ++i)

@@ -62,6 +62,13 @@ inline Vec scale2(Vec x, Vec n) {
   const float32x4_t b = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(k, h), one), 23));
   return {vmulq_f32(vmulq_f32(x.v, a), b)};
 }
+// x = m * 2^n, 1 <= m < 2, for positive normal x; of anything else some finite m and n.
+inline Vec split2(Vec x, Vec* n) {
+  const uint32x4_t u = vreinterpretq_u32_f32(x.v);
+  const int32x4_t power = vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(u, 23), vdupq_n_u32(0xff)));
+  n->v = vcvtq_f32_s32(vsubq_s32(power, vdupq_n_s32(127)));
+  return {vreinterpretq_f32_u32(vorrq_u32(vandq_u32(u, vdupq_n_u32(0x7fffff)), vdupq_n_u32(0x3f800000)))};
+}
 // Rows become columns of a width x width square.
 inline void transpose(Vec* v) {
   const float32x4x2_t a = vtrnq_f32(v[0].v, v[1].v), b = vtrnq_f32(v[2].v, v[3].v);

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nybble.ops.reference.anneal import anneal_knapsack
 from nybble.ops.reference.attention import attention
 from nybble.ops.reference.cached_attention import cached_attention_
 from nybble.ops.reference.embedding import embedding
@@ -15,6 +16,7 @@ from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.norm import layer_norm, rms_norm
 from nybble.ops.reference.qmatmul import qmatmul
+from nybble.ops.reference.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.reference.rope import rope_
 from nybble.ops.reference.sample import repetition_penalty_, sample
 
@@ -31,4 +33,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "embedding": embedding,
     "sample": sample,
     "repetition_penalty_": repetition_penalty_,
+    "quantize_columns": quantize_columns,
+    "quantize_error": quantize_error,
+    "gptq_group_": gptq_group_,
+    "anneal_knapsack": anneal_knapsack,
 }
