@@ -1,3 +1,26 @@
 """``exllamav2_ext`` over nybble's ops: the old names, positional orders and in-place effects."""
 
 from __future__ import annotations
+
+from nybble.compat.exl2.norms import (
+    head_norm,
+    head_norm_,
+    layer_norm,
+    layer_norm_,
+    rms_norm,
+    rms_norm_,
+    softcap_,
+)
+from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
+
+__all__ = [
+    "gen_mrope_pos_ids",
+    "head_norm",
+    "head_norm_",
+    "layer_norm",
+    "layer_norm_",
+    "rms_norm",
+    "rms_norm_",
+    "rope_",
+    "softcap_",
+]
