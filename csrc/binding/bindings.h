@@ -14,6 +14,10 @@ Tensor layer_norm_cpu(const Tensor& x, const Tensor& weight, const std::optional
 void rms_norm_in_place_cpu(const Tensor& x, const Tensor& weight, double eps);
 void layer_norm_in_place_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
 void softcap_cpu(const Tensor& x, double cap);
+void kv_quantize_cpu(const Tensor& codes, const Tensor& scales, const Tensor& x, const Tensor& runs, int64_t bits);
+void kv_dequantize_cpu(const Tensor& x, const Tensor& codes, const Tensor& scales, const Tensor& runs, int64_t bits);
+void fp8_encode_cpu(const Tensor& codes, const Tensor& x);
+void fp8_decode_cpu(const Tensor& x, const Tensor& codes);
 void rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
 Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths, double scale,
                      bool causal, int64_t window);

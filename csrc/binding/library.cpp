@@ -31,6 +31,10 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("rms_norm_", TORCH_BOX(&rms_norm_in_place_cpu));
   m.impl("layer_norm_", TORCH_BOX(&layer_norm_in_place_cpu));
   m.impl("softcap_", TORCH_BOX(&softcap_cpu));
+  m.impl("kv_quantize_", TORCH_BOX(&kv_quantize_cpu));
+  m.impl("kv_dequantize_", TORCH_BOX(&kv_dequantize_cpu));
+  m.impl("fp8_encode_", TORCH_BOX(&fp8_encode_cpu));
+  m.impl("fp8_decode_", TORCH_BOX(&fp8_decode_cpu));
   m.impl("rope_", TORCH_BOX(&rope_cpu));
   m.impl("attention", TORCH_BOX(&attention_cpu));
   m.impl("silu_mul", TORCH_BOX(&silu_mul_cpu));

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from nybble.compat.exl2.cache import (
+    cache_rotate,
+    count_match,
+    fp8_to_fp16,
+    fp16_to_fp8,
+    fp16_to_q_kv,
+    q_to_fp16_kv,
+)
 from nybble.compat.exl2.norms import (
     head_norm,
     head_norm_,
@@ -14,11 +22,17 @@ from nybble.compat.exl2.norms import (
 from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
 
 __all__ = [
+    "cache_rotate",
+    "count_match",
+    "fp8_to_fp16",
+    "fp16_to_fp8",
+    "fp16_to_q_kv",
     "gen_mrope_pos_ids",
     "head_norm",
     "head_norm_",
     "layer_norm",
     "layer_norm_",
+    "q_to_fp16_kv",
     "rms_norm",
     "rms_norm_",
     "rope_",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core, norms
+from tests.cases import core, kv, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -25,6 +25,8 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.sample_cases,
     norms.norm_cases,
     norms.softcap_cases,
+    kv.kv_cases,
+    kv.fp8_cases,
 ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +9,13 @@ import pytest
 import torch
 
 from nybble.compat import exllamav2_ext as ext
+from tests.compat import recorded
 
-ROOT = Path(__file__).resolve().parents[2]
 ABSENT = torch.empty((1, 1), device="meta")
 
 
-@pytest.mark.parametrize("family", ["rope"])
-def test_recorded_calls(data: Path, family: str) -> None:
-    tool, calls = data / "golden" / "replay.py", data / "golden" / "ext"
-    done = subprocess.run(
-        [sys.executable, tool, calls, "--device", "cpu", "--family", family, "--path", ROOT, "-v"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_recorded_calls(data: Path) -> None:
+    recorded.check(data, "rope")
 
 
 def rope_arguments() -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from nybble.ops.reference.attention import attention
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
+from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.reference.qmatmul import qmatmul
@@ -26,6 +27,10 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "rms_norm_": rms_norm_,
     "layer_norm_": layer_norm_,
     "softcap_": softcap_,
+    "kv_quantize_": kv_quantize_,
+    "kv_dequantize_": kv_dequantize_,
+    "fp8_encode_": fp8_encode_,
+    "fp8_decode_": fp8_decode_,
     "rope_": rope_,
     "attention": attention,
     "silu_mul": silu_mul,
