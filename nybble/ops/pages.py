@@ -41,16 +41,21 @@ def paged_runs(
         raise RuntimeError(
             f"paged_runs: page_size is {page_size}, align is {align}, expected 1 or more"
         )
-    begin, end = begin.long()[:, None], end.long()[:, None]
     room = block_table.shape[1] * page_size
-    wanted = begin < end
-    if bool((wanted & ((begin < 0) | (end > room))).any()):
-        raise RuntimeError(f"paged_runs: expected tokens of 0 to {room}, the room in block_table")
-    slot = torch.arange(0, room, page_size, device=block_table.device)
-    first = ((begin - slot) // align * align).clamp(min=0)
-    last = (-(-(end - slot) // align) * align).clamp(max=page_size)
-    page = block_table.long() * page_size
-    return torch.stack([page + first, page + last], -1)[wanted & (first < last)]
+    runs = []
+    for pages, first, last in zip(block_table.tolist(), begin.tolist(), end.tolist(), strict=True):
+        if first >= last:
+            continue
+        if first < 0 or last > room:
+            raise RuntimeError(
+                f"paged_runs: tokens {first} to {last}, expected 0 to {room}, the room in block_table"
+            )
+        for slot in range(first // page_size, -(-last // page_size)):
+            low = max(first - slot * page_size, 0) // align * align
+            high = min(last - slot * page_size, page_size)
+            widened = min(-(-high // align) * align, page_size)
+            runs.append((pages[slot] * page_size + low, pages[slot] * page_size + widened))
+    return torch.tensor(runs, dtype=torch.int64, device=block_table.device).view(-1, 2)
 
 
 def rotate_pages_(pages: Tensor, order: Tensor) -> Tensor:

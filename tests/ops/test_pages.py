@@ -35,7 +35,7 @@ def test_runs_are_widened_within_their_page() -> None:
 def test_runs_refuse_what_the_table_has_no_room_for() -> None:
     table, one = torch.tensor([[3, 1]]), torch.tensor([1])
     for begin, end in ((one, 9 * one), (-one, one)):
-        with pytest.raises(RuntimeError, match="expected tokens of 0 to 8"):
+        with pytest.raises(RuntimeError, match="expected 0 to 8, the room in block_table"):
             paged_runs(table, begin, end, page_size=4)
     assert paged_runs(table, 9 * one, -one, page_size=4).tolist() == []  # no tokens at all
     for bad in ((table[0], one, one), (table, one[None], one[None]), (table.float(), one, one)):
