@@ -94,3 +94,11 @@ def test_half_input_is_held_to_the_finite_range_and_float_is_not() -> None:
     assert torch.allclose(y, torch.tensor([[0.0, 2**0.5, -(2**0.5), 0.0]]).half(), atol=1e-3)
     ext.rms_norm(x, half(4), y, 1e-5)
     assert y.isnan().all()
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "head_norm"])
+def test_fewer_rows_are_not_spread_over_y(name: str) -> None:
+    arguments = [a.clone() if isinstance(a, torch.Tensor) else a for a in SOUND[name]]
+    arguments[0] = arguments[0][:1]
+    with pytest.raises(RuntimeError, match="x and y have incompatible shapes"):
+        getattr(ext, name)(*arguments)
