@@ -12,3 +12,39 @@ from nybble.compat.exl2.quantize import quantize_err as quantize_err
 from nybble.compat.exl2.quantize import quantize_range as quantize_range
 from nybble.compat.exl2.quantize import quantize_range_inplace as quantize_range_inplace
 from nybble.compat.exl2.quantize import sim_anneal as sim_anneal
+from nybble.compat.exl2.cache import (
+    cache_rotate,
+    count_match,
+    fp8_to_fp16,
+    fp16_to_fp8,
+    fp16_to_q_kv,
+    q_to_fp16_kv,
+)
+from nybble.compat.exl2.norms import (
+    head_norm,
+    head_norm_,
+    layer_norm,
+    layer_norm_,
+    rms_norm,
+    rms_norm_,
+    softcap_,
+)
+from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
+
+__all__ = [
+    "cache_rotate",
+    "count_match",
+    "fp8_to_fp16",
+    "fp16_to_fp8",
+    "fp16_to_q_kv",
+    "gen_mrope_pos_ids",
+    "head_norm",
+    "head_norm_",
+    "layer_norm",
+    "layer_norm_",
+    "q_to_fp16_kv",
+    "rms_norm",
+    "rms_norm_",
+    "rope_",
+    "softcap_",
+]

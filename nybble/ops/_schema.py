@@ -8,8 +8,15 @@ SCHEMAS: dict[str, str] = {
     "qmatmul": "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, Tensor? bias, "
     "int N, int act_bits, Tensor? norm=None, float eps=0.0, int gate=-1, Tensor? add=None) -> Tensor",
     "matmul": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
-    "layer_norm": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor",
+    "rms_norm": "(Tensor x, Tensor weight, float eps, ScalarType? dtype=None) -> Tensor",
+    "layer_norm": "(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType? dtype=None) -> Tensor",
+    "rms_norm_": "(Tensor(a!) x, Tensor weight, float eps) -> ()",
+    "layer_norm_": "(Tensor(a!) x, Tensor weight, Tensor? bias, float eps) -> ()",
+    "softcap_": "(Tensor(a!) x, float cap) -> ()",
+    "kv_quantize_": "(Tensor(a!) codes, Tensor(b!) scales, Tensor x, Tensor runs, int bits) -> ()",
+    "kv_dequantize_": "(Tensor(a!) x, Tensor codes, Tensor scales, Tensor runs, int bits) -> ()",
+    "fp8_encode_": "(Tensor(a!) codes, Tensor x) -> ()",
+    "fp8_decode_": "(Tensor(a!) x, Tensor codes) -> ()",
     "rope_": "(Tensor(a!) x, Tensor cos, Tensor sin, Tensor positions, bool neox) -> ()",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? lengths, float scale, bool causal, int window) -> Tensor",
     "cached_attention_": "(Tensor(a!) qkv, Tensor cos, Tensor sin, Tensor positions, bool neox, Tensor(b!) keys, "

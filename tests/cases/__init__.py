@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from tests.cases import core, quantize
+from tests.cases import core, kv, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -29,6 +30,10 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     quantize.quantize_error_cases,
     quantize.gptq_group_cases,
     quantize.anneal_knapsack_cases,
+    norms.norm_cases,
+    norms.softcap_cases,
+    kv.kv_cases,
+    kv.fp8_cases,
 ]
 
 
