@@ -1,5 +1,7 @@
 // What the binding files offer to library.cpp: one function an op and device, with the schema's arguments.
 #pragma once
+#include <tuple>
+
 #include "binding/check.h"
 
 namespace nybble::binding {
@@ -19,6 +21,13 @@ Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype);
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                   const Tensor& min_p, const Tensor& random);
 void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty);
+std::tuple<Tensor, Tensor> quantize_int8_cpu(const Tensor& x);
+std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                               double eps);
+Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                       const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                            const std::optional<Tensor>& slopes, double scale);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps);

@@ -35,6 +35,10 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("embedding", TORCH_BOX(&embedding_cpu));
   m.impl("sample", TORCH_BOX(&sample_cpu));
   m.impl("repetition_penalty_", TORCH_BOX(&repetition_penalty_cpu));
+  m.impl("quantize_int8", TORCH_BOX(&quantize_int8_cpu));
+  m.impl("layer_norm_int8", TORCH_BOX(&layer_norm_int8_cpu));
+  m.impl("int8_matmul", TORCH_BOX(&int8_matmul_cpu));
+  m.impl("decode_attention", TORCH_BOX(&decode_attention_cpu));
 }
 
 #ifdef NYBBLE_CUDA

@@ -1,10 +1,13 @@
 // Each op, sent to the functions built for the chosen instruction set. A new op is one line at the end.
 #include "cpu/isa.h"
 #include "ops/attention.h"
+#include "ops/decode_attention.h"
 #include "ops/gate.h"
+#include "ops/int8_matmul.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
+#include "ops/quantize.h"
 #include "ops/rope.h"
 
 #ifdef NYBBLE_HAVE_AVX2
@@ -57,5 +60,9 @@ NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)
+NYBBLE_DISPATCH(Status, quantize_int8, QuantizeArgs)
+NYBBLE_DISPATCH(Status, layer_norm_int8, NormInt8Args)
+NYBBLE_DISPATCH_VNNI(Status, int8_matmul, Int8MatmulArgs)
+NYBBLE_DISPATCH(Status, decode_attention, DecodeAttentionArgs)
 
 }  // namespace nybble::cpu

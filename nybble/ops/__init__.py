@@ -7,8 +7,10 @@ tensor([[2., 2., 2., 2.]])
 """
 
 from nybble.ops.attention import attention
+from nybble.ops.decode_attention import decode_attention
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.int8 import int8_matmul, layer_norm_int8, quantize_int8
 from nybble.ops.matmul import matmul
 from nybble.ops.norm import layer_norm, rms_norm
 from nybble.ops.packed import PackedMatrix
@@ -19,11 +21,15 @@ from nybble.ops.sample import repetition_penalty_, sample
 __all__ = [
     "PackedMatrix",
     "attention",
+    "decode_attention",
     "embedding",
     "gelu_mul",
+    "int8_matmul",
     "layer_norm",
+    "layer_norm_int8",
     "matmul",
     "qmatmul",
+    "quantize_int8",
     "repetition_penalty_",
     "rms_norm",
     "rope_",

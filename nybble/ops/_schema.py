@@ -17,6 +17,10 @@ SCHEMAS: dict[str, str] = {
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",
     "sample": "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor random) -> Tensor",
     "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty) -> ()",
+    "quantize_int8": "(Tensor x) -> (Tensor, Tensor)",
+    "layer_norm_int8": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+    "int8_matmul": "(Tensor x, Tensor x_scale, Tensor weight, Tensor w_scale, Tensor? bias, ScalarType dtype) -> Tensor",
+    "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? slopes, float scale) -> Tensor",
 }
 
 LIBRARY = torch.library.Library("nybble", "DEF")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core
+from tests.cases import core, decode_attention, int8
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -23,6 +23,10 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.gate_cases,
     core.embedding_cases,
     core.sample_cases,
+    int8.quantize_cases,
+    int8.layer_norm_cases,
+    int8.matmul_cases,
+    decode_attention.decode_attention_cases,
 ]
 
 

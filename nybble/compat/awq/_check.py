@@ -58,7 +58,7 @@ def dtype(name: str, value: Tensor, expected: torch.dtype) -> None:
 
 def one_of(function: str, value: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     """``value`` has a dtype that ``function`` was made for."""
-    require(value.dtype in allowed, f'"{function}" not implemented for \'{name_of(value.dtype)}\'')
+    require(value.dtype in allowed, f"\"{function}\" not implemented for '{name_of(value.dtype)}'")
 
 
 def shape(name: str, value: Tensor, *sizes: int | None) -> None:

@@ -54,10 +54,13 @@ def packed(make: Callable[[], T], settings: Hashable, weight: Tensor, *others: T
     """
     tensors = (weight, *others)
     entry: _Entry | None = _entries.get(weight)
-    if entry is not None and entry.settings == settings and len(entry.seen) == len(tensors):
-        if all(seen.is_still(t) for seen, t in zip(entry.seen, tensors, strict=True)):
-            found: T = entry.packed
-            return found
+    if (
+        entry is not None
+        and entry.settings == settings
+        and all(map(_Seen.is_still, entry.seen, tensors))
+    ):
+        found: T = entry.packed
+        return found
     made = make()
     _entries[weight] = _Entry(settings, tuple(_Seen(t) for t in tensors), made)
     return made

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from nybble.ops.reference.attention import attention
+from nybble.ops.reference.decode_attention import decode_attention
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
+from nybble.ops.reference.int8 import int8_matmul, layer_norm_int8, quantize_int8
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.norm import layer_norm, rms_norm
 from nybble.ops.reference.qmatmul import qmatmul
@@ -29,4 +31,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "embedding": embedding,
     "sample": sample,
     "repetition_penalty_": repetition_penalty_,
+    "quantize_int8": quantize_int8,
+    "layer_norm_int8": layer_norm_int8,
+    "int8_matmul": int8_matmul,
+    "decode_attention": decode_attention,
 }
