@@ -36,16 +36,15 @@ def name_of(dtype: torch.dtype) -> str:
     return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def tensors(**given: object) -> list[Tensor]:
-    """The values, all tensors with data on one device. Raises ``TypeError``, ``RuntimeError``."""
-    found = [_args.tensor(name, value) for name, value in given.items()]
-    for name, value in zip(given, found, strict=True):
-        require(not value.is_meta, f"{name} is on the meta device and has no data")
-        require(
-            value.device == found[0].device,
-            f"{name} is on {value.device}, but {next(iter(given))} is on {found[0].device}",
-        )
-    return found
+def tensors(**given: object) -> None:
+    """All are tensors with data, on one device. Raises ``TypeError``, ``RuntimeError``."""
+    first = ""
+    for name, value in given.items():
+        one = _args.tensor(name, value)
+        require(not one.is_meta, f"{name} is on the meta device and has no data")
+        device = str(one.device)
+        first = first or device
+        require(device == first, f"{name} is on {device}, but {next(iter(given))} is on {first}")
 
 
 def dtype(name: str, value: Tensor, expected: torch.dtype) -> None:

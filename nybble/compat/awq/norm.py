@@ -39,7 +39,7 @@ def layernorm_forward_cuda(
     _check.shape("out", out, *input.shape)
     y = ops.rms_norm(input, gamma.contiguous(), eps)
     if y.dtype == torch.float16:
-        y.nan_to_num_(-_CLAMP, _CLAMP, -_CLAMP).clamp_(-_CLAMP, _CLAMP)
+        y.clamp_(-_CLAMP, _CLAMP).nan_to_num_(-_CLAMP)
     out.copy_(y)
 
 
