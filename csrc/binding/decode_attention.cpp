@@ -19,10 +19,10 @@ Tensor decode_attention_cpu(const Tensor& q_in, const Tensor& k_cache, const Ten
   args.Hk = check["Hk"];
   args.L = check["L"];
   args.D = check["D"];
-  args.X = 16 / static_cast<int64_t>(q_in.element_size());
-  check.that(args.D % args.X == 0, "q has D = ", args.D, ", expected a multiple of ", args.X, " (16 bytes)");
-  check.let("D/x", args.D / args.X, "q");
-  check.let("x", args.X, "the dtype");
+  const int64_t x = 16 / static_cast<int64_t>(q_in.element_size());
+  check.that(args.D % x == 0, "q has D = ", args.D, ", expected a multiple of ", x, " (16 bytes)");
+  check.let("D/x", args.D / x, "q");
+  check.let("x", x, "the dtype");
   check.type(k_cache, "k_cache", q_in.scalar_type());
   check.shape(k_cache, "k_cache", {"B", "Hk", "D/x", "L", "x"});
   check.contiguous(k_cache, "k_cache");

@@ -7,14 +7,13 @@ namespace nybble {
 
 struct DecodeAttentionArgs {
   const void* q;           // [B, H, D], dtype; strides in elements below, unit stride along D
-  const void* k;           // [B, Hk, D/X, L, X], dtype, contiguous
+  const void* k;           // [B, Hk, D/X, L, X], dtype, contiguous; X = 16 bytes of elements
   const void* v;           // [B, Hk, L, D], dtype, contiguous
   void* o;                 // [B, H, D], dtype, contiguous
   DType dtype;
   const int64_t* lengths;  // [B], 0 or more
   const float* slopes;     // [H], or nullptr: 0
   int64_t B, H, Hk, L, D;  // H a multiple of Hk, D of X
-  int64_t X;               // 16 bytes of elements
   int64_t q_stride_b, q_stride_h;
   float scale;
 };

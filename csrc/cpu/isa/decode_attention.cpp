@@ -1,8 +1,8 @@
 // One query a head over a ring of keys and values, with a running maximum. The heads that share a KV head are taken together,
 // up to kHeads at a time, so that keys and values are read once for all of them.
 //
-// Keys of one KV head: [D/X][L][X]. In a chunk (D/X) the slots lie side by side, X channels each: a vector holds the same
-// channels of neighbouring slots, or half of one slot's, and meets a vector of q that repeats the chunk's X channels.
+// Keys of one KV head: [D/X][L][X]. In a chunk the slots lie side by side, X channels each: a vector holds the same channels
+// of neighbouring slots, or half of one slot's, and meets a vector of q that repeats the chunk's X channels.
 #include "ops/decode_attention.h"
 
 #include <atomic>
@@ -23,57 +23,80 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 
 static_assert(kSlots % W == 0, "whole vectors of scores");
 
+template <typename T>
+constexpr int64_t kX = 16 / sizeof(T);  // channels of a chunk
+// Floats of q that one chunk meets: whole vectors and whole chunks.
+template <typename T>
+constexpr int64_t kRepeat = W > kX<T> ? W : kX<T>;
+
 // Heads [h0, h0 + R) of sequence b, KV head g, and their running state: the padded rows of q and out are `padded` floats.
 struct Work {
-  int64_t b, g, h0, padded, repeat;
-  float *q, *out;  // q [R][D/X][repeat], out [R][padded]
+  int64_t b, g, h0, padded;
+  float *q, *out;  // q [R][D/X][kRepeat], out [R][padded]
   float largest[kHeads], sum[kHeads];
 };
 
-// repeat: floats of q that one chunk meets, a whole number of vectors and of chunks.
-int64_t repeat_of(const DecodeAttentionArgs& a) { return larger(W, a.X); }
-
 template <typename T>
 void load_queries(const DecodeAttentionArgs& a, int R, const Work& w) {
+  float* out = w.q;
   for (int r = 0; r < R; ++r) {
     const T* q = static_cast<const T*>(a.q) + w.b * a.q_stride_b + (w.h0 + r) * a.q_stride_h;
-    float* out = w.q + r * (a.D / a.X) * w.repeat;
-    for (int64_t c = 0; c < a.D / a.X; ++c)
-      for (int64_t i = 0; i < w.repeat; ++i) out[c * w.repeat + i] = to_float(q[c * a.X + i % a.X]) * a.scale;
+    for (int64_t c = 0; c < a.D; c += kX<T>)
+      for (int64_t i = 0; i < kRepeat<T>; ++i) *out++ = to_float(q[c + i % kX<T>]) * a.scale;
   }
 }
 
-// scores[r][i] = q[r] . k[s + i] for i < count.
+// kVecs vectors from p on, of which `count` elements are there; the rest is 0.
+template <typename T>
+inline void load_some(const T* p, int64_t count, Vec (&v)[kVecs]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kVecs; ++j) {
+    const int n = int(larger(0, smaller(W, count - j * W)));
+    v[j] = n > 0 ? Vec::load_n(p + j * W, n) : Vec::zero();
+  }
+}
+template <typename T>
+inline void load_all(const T* p, Vec (&v)[kVecs]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < kVecs; ++j) v[j] = Vec::load(p + j * W);
+}
+
+// scores[r][i] = q[r] . k[s + i] for i < count. Every loop over `sum` is unrolled, or the compiler would keep it in memory.
 template <int R, typename T>
-void add_scores(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t count, float (*scores)[kSlots]) {
-  const int64_t chunks = a.D / a.X, flat = count * a.X, q_stride = chunks * w.repeat;
-  const T* keys = static_cast<const T*>(a.k) + ((w.b * a.Hk + w.g) * chunks * a.L + s) * a.X;
+void find_scores(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t count, float (*scores)[kSlots]) {
+  constexpr int64_t X = kX<T>;
+  const int64_t chunks = a.D / X, flat = count * X, q_stride = chunks * kRepeat<T>;
+  const T* keys = static_cast<const T*>(a.k) + ((w.b * a.Hk + w.g) * chunks * a.L + s) * X;
   for (int64_t f = 0; f < flat; f += kVecs * W) {
     Vec sum[R][kVecs];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
       for (int j = 0; j < kVecs; ++j) sum[r][j] = Vec::zero();
     const bool whole = f + kVecs * W <= flat;
     for (int64_t c = 0; c < chunks; ++c) {
-      const T* k = keys + c * a.L * a.X + f;
-      const float* q = w.q + c * w.repeat;
+      const float* q = w.q + c * kRepeat<T>;
       Vec key[kVecs];
-      for (int j = 0; j < kVecs; ++j) {
-        const int n = int(larger(0, smaller(W, flat - f - j * W)));
-        key[j] = whole ? Vec::load(k + j * W) : n > 0 ? Vec::load_n(k + j * W, n) : Vec::zero();
-      }
+      if (whole) load_all(keys + c * a.L * X + f, key);
+      else load_some(keys + c * a.L * X + f, flat - f, key);
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
-        for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(key[j], Vec::load(q + r * q_stride + j * W % w.repeat), sum[r][j]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(key[j], Vec::load(q + r * q_stride + j * W % kRepeat<T>), sum[r][j]);
     }
-    for (int r = 0; r < R; ++r) {
-      float lanes[kVecs * W];
-      for (int j = 0; j < kVecs; ++j) sum[r][j].store(lanes + j * W);
-      const int64_t first = f / a.X, slots = smaller(kVecs * W / a.X, count - first);
+    float lanes[R][kVecs * W];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[r][j].store(lanes[r] + j * W);
+    const int64_t first = f / X, slots = smaller(kVecs * W / X, count - first);
+    for (int r = 0; r < R; ++r)
       for (int64_t i = 0; i < slots; ++i) {
-        float dot = 0;
-        for (int64_t e = 0; e < a.X; ++e) dot += lanes[i * a.X + e];
+        const float* part = lanes[r] + i * X;
+        float dot = (part[0] + part[1]) + (part[2] + part[3]);
+        if constexpr (X == 8) dot += (part[4] + part[5]) + (part[6] + part[7]);
         scores[r][first + i] = dot;
       }
-    }
   }
 }
 
@@ -110,23 +133,27 @@ void add_values(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t 
   const T* values = static_cast<const T*>(a.v) + ((w.b * a.Hk + w.g) * a.L + s) * a.D;
   for (int64_t d = 0; d < a.D; d += kVecs * W) {
     const bool whole = d + kVecs * W <= a.D;
+    float* out = w.out + d;
     Vec sum[R][kVecs];
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVecs; ++j) sum[r][j] = Vec::load(w.out + r * w.padded + d + j * W);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[r][j] = Vec::load(out + r * w.padded + j * W);
     for (int64_t i = 0; i < count; ++i) {
-      const T* v = values + i * a.D + d;
       Vec x[kVecs];
-      for (int j = 0; j < kVecs; ++j) {
-        const int n = int(larger(0, smaller(W, a.D - d - j * W)));
-        x[j] = whole ? Vec::load(v + j * W) : n > 0 ? Vec::load_n(v + j * W, n) : Vec::zero();
-      }
+      if (whole) load_all(values + i * a.D + d, x);
+      else load_some(values + i * a.D + d, a.D - d, x);
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const Vec weight = Vec::set(weights[r][i]);
+#pragma GCC unroll 4
         for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(weight, x[j], sum[r][j]);
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r)
-      for (int j = 0; j < kVecs; ++j) sum[r][j].store(w.out + r * w.padded + d + j * W);
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) sum[r][j].store(out + r * w.padded + j * W);
   }
 }
 
@@ -139,7 +166,7 @@ void attend(const DecodeAttentionArgs& a, Work& w) {
   for (int64_t s = 0; s < filled; s += kSlots) {
     const int64_t count = smaller(kSlots, filled - s);
     float scores[R][kSlots];
-    add_scores<R, T>(a, w, s, count, scores);
+    find_scores<R, T>(a, w, s, count, scores);
     for (int r = 0; r < R; ++r) {
       for (int64_t i = 0; a.slopes && i < count; ++i) {
         const int64_t back = newest - (s + i), age = back < 0 ? back + a.L : back;  // tokens since this slot's one
@@ -160,8 +187,8 @@ void attend(const DecodeAttentionArgs& a, Work& w) {
 template <typename T>
 Status run(const DecodeAttentionArgs& a) {
   const int64_t group = a.H / a.Hk, batches = ceil_div(group, kHeads);
-  const int64_t repeat = repeat_of(a), padded = ceil_div(a.D, kVecs * W) * kVecs * W;
-  const int64_t q_floats = a.D / a.X * repeat * kHeads, floats = q_floats + padded * kHeads;
+  const int64_t padded = ceil_div(a.D, kVecs * W) * kVecs * W;
+  const int64_t q_floats = a.D / kX<T> * kRepeat<T> * kHeads, floats = q_floats + padded * kHeads;
   std::atomic<bool> failed{false};
   const int64_t cost = larger(1, smaller(group, kHeads) * a.D * smaller(a.L, 4096));
   parallel_for(a.B * a.Hk * batches, larger(1, 65536 / cost), [&](int64_t begin, int64_t end) {
@@ -176,7 +203,6 @@ Status run(const DecodeAttentionArgs& a) {
       w.g = i / batches % a.Hk;
       w.h0 = w.g * group + i % batches * kHeads;
       w.padded = padded;
-      w.repeat = repeat;
       w.q = memory;
       w.out = memory + q_floats;
       switch (smaller(kHeads, (w.g + 1) * group - w.h0)) {

@@ -94,21 +94,14 @@ struct Piece {
 };
 #endif
 
-// Adds the last K % kStep products, from copies padded with zeros.
+// Sums of R rows of x with C rows of weight, modulo 2^32: with the bias a sum may pass 2^31 and come back. Every loop over
+// `sum` is unrolled, or the compiler would keep it in memory.
 template <int R, int C>
-void add_tail(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, int64_t k, typename Piece::Sum (&sum)[R][C]) {
-  int8_t tail[R + C][Piece::kStep] = {};
-  for (int r = 0; r < R; ++r) std::memcpy(tail[r], x + r * x_stride + k, size_t(K - k));
-  for (int c = 0; c < C; ++c) std::memcpy(tail[R + c], w + c * K + k, size_t(K - k));
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = Piece::dot(sum[r][c], Piece::weight(tail[R + c]), Piece::x(tail[r]));
-}
-
-// Sums of R rows of x with C rows of weight.
-template <int R, int C>
-void dots(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, int32_t (*out)[Piece::kColumns]) {
+void dots(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, uint32_t (*out)[Piece::kColumns]) {
   typename Piece::Sum sum[R][C];
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int c = 0; c < C; ++c) sum[r][c] = Piece::zero();
   int64_t k = 0;
   for (; k + Piece::kStep <= K; k += Piece::kStep) {
@@ -122,14 +115,18 @@ void dots(const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, int32_t
       for (int c = 0; c < C; ++c) sum[r][c] = Piece::dot(sum[r][c], codes[c], row);
     }
   }
-  if (k < K) add_tail<R, C>(x, x_stride, w, K, k, sum);
+#pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) out[r][c] = Piece::total(sum[r][c]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) out[r][c] = uint32_t(Piece::total(sum[r][c]));
+  for (; k < K; ++k)
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < C; ++c) out[r][c] += uint32_t((w[c * K + k] + Piece::kBias) * x[r * x_stride + k]);
 }
 
 // dots() for rows <= R.
 template <int R, int C>
-void dots_of(int rows, const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, int32_t (*out)[Piece::kColumns]) {
+void dots_of(int rows, const int8_t* x, int64_t x_stride, const int8_t* w, int64_t K, uint32_t (*out)[Piece::kColumns]) {
   if (rows == R) dots<R, C>(x, x_stride, w, K, out);
   else if constexpr (R > 1) dots_of<R - 1, C>(rows, x, x_stride, w, K, out);
 }
@@ -141,13 +138,12 @@ void columns(const Int8MatmulArgs& a, int64_t m0, int64_t m1, int64_t n) {
   T* y = static_cast<T*>(a.y);
   for (int64_t m = m0; m < m1; m += Piece::kRows) {
     const int rows = int(smaller(Piece::kRows, m1 - m));
-    int32_t sums[Piece::kRows][Piece::kColumns];
+    uint32_t sums[Piece::kRows][Piece::kColumns];
     dots_of<Piece::kRows, C>(rows, a.x + m * a.x_stride, a.x_stride, w, a.K, sums);
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < C; ++c) {
-        // Unsigned: with the bias a sum may pass 2^31 and come back.
         const uint32_t extra = Piece::kBias ? uint32_t(Piece::kBias) * uint32_t(a.row_sums[m + r]) : 0;
-        const float sum = float(int32_t(uint32_t(sums[r][c]) - extra)) * (a.x_scale[m + r] * a.w_scale[n + c]);
+        const float sum = float(int32_t(sums[r][c] - extra)) * (a.x_scale[m + r] * a.w_scale[n + c]);
         from_float(a.bias ? sum + a.bias[n + c] : sum, y + (m + r) * a.N + n + c);
       }
   }

@@ -164,15 +164,16 @@ def _interleaved(x: Tensor, qweight: Tensor, scales: Tensor, scaled_zeros: Tenso
         scales,
         scaled_zeros,
     )
-    wide = x.float()
-    y = ops.qmatmul(wide, matrix)
-    return y.add_(ops.matmul(wide.unflatten(-1, (-1, GROUP)).sum(-1), residue)).to(x.dtype)
+    rows = x.reshape(-1, K).float()
+    y = ops.qmatmul(rows, matrix)
+    y.addmm_(rows.unflatten(-1, (-1, GROUP)).sum(-1), residue)
+    return y.to(x.dtype).view(*x.shape[:-1], N)
 
 
 def _pack_interleaved(
     qweight: Tensor, scales: Tensor, scaled_zeros: Tensor
 ) -> tuple[PackedMatrix, Tensor]:
-    """``W = (q - z) * s + residue[n, g]`` with whole z: the residue is what rounding took from ``z * s`` when
+    """``W = (q - z) * s + residue[g, n]`` with whole z: the residue is what rounding took from ``z * s`` when
     scaled_zeros was made. As a fraction of s it would not fit a float32 zero point to the last bit."""
     words = qweight.cpu().contiguous().view(torch.int16)
     linear = AwqV2Linear(words, scales.cpu(), scaled_zeros.cpu(), group_size=GROUP)
@@ -186,4 +187,4 @@ def _pack_interleaved(
         zeros=zeros,
     )
     residue = linear.scaled_zeros[:G].float() + zeros * scale.float()
-    return matrix.to(qweight.device), residue.t().contiguous().to(qweight.device)
+    return matrix.to(qweight.device), residue.to(qweight.device)
