@@ -40,6 +40,13 @@ void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& err
                     const Tensor& scales, int64_t zero, int64_t max_code);
 Tensor anneal_knapsack_cpu(const Tensor& cost, const Tensor& loss, const Tensor& first, int64_t budget,
                            const Tensor& temperature, int64_t steps, int64_t seed);
+std::tuple<Tensor, Tensor> quantize_int8_cpu(const Tensor& x);
+std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                               double eps);
+Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                       const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                            const std::optional<Tensor>& slopes, double scale);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);

@@ -39,6 +39,7 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::BFloat16: return "bfloat16";
     case ScalarType::Double: return "float64";
     case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     default: return "another type";

@@ -47,6 +47,10 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("quantize_error", TORCH_BOX(&quantize_error_cpu));
   m.impl("gptq_group_", TORCH_BOX(&gptq_group_cpu));
   m.impl("anneal_knapsack", TORCH_BOX(&anneal_knapsack_cpu));
+  m.impl("quantize_int8", TORCH_BOX(&quantize_int8_cpu));
+  m.impl("layer_norm_int8", TORCH_BOX(&layer_norm_int8_cpu));
+  m.impl("int8_matmul", TORCH_BOX(&int8_matmul_cpu));
+  m.impl("decode_attention", TORCH_BOX(&decode_attention_cpu));
 }
 
 #ifdef NYBBLE_CUDA

@@ -5,10 +5,14 @@
 #include "ops/gate.h"
 #include "ops/gptq.h"
 #include "ops/kv.h"
+#include "ops/decode_attention.h"
+#include "ops/gate.h"
+#include "ops/int8_matmul.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
 #include "ops/quantize.h"
+#include "ops/quantize_int8.h"
 #include "ops/rope.h"
 #include "ops/softcap.h"
 
@@ -70,5 +74,9 @@ NYBBLE_DISPATCH(Status, quantize_error, QuantizeErrorArgs)
 NYBBLE_DISPATCH(Status, gptq_group, GptqGroupArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)
+NYBBLE_DISPATCH(Status, quantize_int8, QuantizeArgs)
+NYBBLE_DISPATCH(Status, layer_norm_int8, NormInt8Args)
+NYBBLE_DISPATCH_VNNI(Status, int8_matmul, Int8MatmulArgs)
+NYBBLE_DISPATCH(Status, decode_attention, DecodeAttentionArgs)
 
 }  // namespace nybble::cpu

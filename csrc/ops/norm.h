@@ -14,13 +14,23 @@ struct NormArgs {
   float eps;
 };
 
+// layer_norm with the outputs of quantize_int8 (ops/quantize_int8.h) instead of y: the scale from y rounded to dtype, the codes from
+// y before that.
+struct NormInt8Args {
+  NormArgs norm;  // y is not used
+  int8_t* codes;  // [R, D], contiguous
+  float* scales;  // [R]
+};
+
 namespace cpu {
 Status rms_norm(const NormArgs&);
 Status layer_norm(const NormArgs&);
+Status layer_norm_int8(const NormInt8Args&);
 }  // namespace cpu
 namespace cuda {
 Status rms_norm(const NormArgs&, Stream);
 Status layer_norm(const NormArgs&, Stream);
+Status layer_norm_int8(const NormInt8Args&, Stream);
 }  // namespace cuda
 
 }  // namespace nybble

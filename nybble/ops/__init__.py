@@ -13,6 +13,10 @@ from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.hadamard import paley1, paley2
 from nybble.ops.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
+from nybble.ops.decode_attention import decode_attention
+from nybble.ops.embedding import embedding
+from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.int8 import int8_matmul, layer_norm_int8, quantize_int8
 from nybble.ops.matmul import matmul
 from nybble.ops.mrope import VisionSpan, mrope_positions
 from nybble.ops.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
@@ -32,6 +36,7 @@ __all__ = [
     "VisionSpan",
     "attention",
     "common_prefix",
+    "decode_attention",
     "embedding",
     "fp8_decode_",
     "fp8_encode_",
@@ -41,6 +46,9 @@ __all__ = [
     "kv_quantize_",
     "layer_norm",
     "layer_norm_",
+    "int8_matmul",
+    "layer_norm",
+    "layer_norm_int8",
     "matmul",
     "paley1",
     "paley2",
@@ -49,6 +57,7 @@ __all__ = [
     "qmatmul",
     "quantize_columns",
     "quantize_error",
+    "quantize_int8",
     "repetition_penalty_",
     "rms_norm",
     "rms_norm_",

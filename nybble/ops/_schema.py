@@ -32,6 +32,10 @@ SCHEMAS: dict[str, str] = {
     "int zero, int max_code) -> ()",
     "anneal_knapsack": "(Tensor cost, Tensor loss, Tensor first, int budget, Tensor temperature, int steps, "
     "int seed) -> Tensor",
+    "quantize_int8": "(Tensor x) -> (Tensor, Tensor)",
+    "layer_norm_int8": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+    "int8_matmul": "(Tensor x, Tensor x_scale, Tensor weight, Tensor w_scale, Tensor? bias, ScalarType dtype) -> Tensor",
+    "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? slopes, float scale) -> Tensor",
 }
 
 LIBRARY = torch.library.Library("nybble", "DEF")

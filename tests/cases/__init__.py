@@ -13,6 +13,7 @@ import torch
 
 from tests.cases import core, quantize
 from tests.cases import core, kv, norms
+from tests.cases import core, decode_attention, int8
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -34,6 +35,10 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     norms.softcap_cases,
     kv.kv_cases,
     kv.fp8_cases,
+    int8.quantize_cases,
+    int8.layer_norm_cases,
+    int8.matmul_cases,
+    decode_attention.decode_attention_cases,
 ]
 
 

@@ -54,6 +54,10 @@ def sound(op: str) -> list[Any]:
         "gptq_group_": [f(4, 8), i(2, 8, dtype=torch.uint8), i(2, 8), torch.eye(4), f(8), 8, 15],
         "anneal_knapsack": [f(4, dtype=torch.int64), f(4, dtype=torch.float64), torch.tensor([0, 1, 4]), 5,
                             f(2, dtype=torch.float64), 10, 1],
+        "quantize_int8": [f(2, 8)],
+        "layer_norm_int8": [f(2, 8), f(8), f(8), 1e-5],
+        "int8_matmul": [f(2, 8, dtype=torch.int8), f(2), f(4, 8, dtype=torch.int8), f(4), f(4), torch.float32],
+        "decode_attention": [f(2, 4, 8), f(2, 2, 2, 3, 4), f(2, 2, 3, 8), torch.tensor([3, 5]), f(4), 0.5],
     }  # fmt: skip
     return made[op]
 

@@ -1,7 +1,10 @@
 #include "ops/norm.h"
 
+#include <atomic>
 #include <cmath>
 
+#include "cpu/scratch.h"
+#include "cpu/simd/int8.h"
 #include "cpu/simd/vec.h"
 #include "cpu/threads.h"
 
@@ -43,6 +46,15 @@ void scale_row(const T* x, const WT* weight, const WT* bias, YT* y, int64_t D, f
   }
 }
 
+// Two passes: the variance as mean(x^2) - mean^2 would cancel where the mean is large.
+template <typename T>
+void mean_and_deviation(const T* x, const NormArgs& a, float* mean, float* inv) {
+  *mean = row_sum(x, a.D, [](Vec v, Vec s) { return s + v; }) / float(a.D);
+  const Vec m = Vec::set(*mean);
+  const float square = row_sum(x, a.D, [m](Vec v, Vec s) { return fma(v - m, v - m, s); });
+  *inv = 1.0f / std::sqrt(square / float(a.D) + a.eps);
+}
+
 // moments(row) gives the mean to subtract and the factor to apply.
 template <typename M>
 void norm(const NormArgs& a, const M& moments) {
@@ -81,14 +93,35 @@ Status rms_norm(const NormArgs& a) {
   return {};
 }
 
-// Two passes: the variance as mean(x^2) - mean^2 would cancel where the mean is large.
 Status layer_norm(const NormArgs& a) {
-  norm(a, [&](const auto* x, float* mean, float* inv) {
-    *mean = row_sum(x, a.D, [](Vec v, Vec s) { return s + v; }) / float(a.D);
-    const Vec m = Vec::set(*mean);
-    const float square = row_sum(x, a.D, [m](Vec v, Vec s) { return fma(v - m, v - m, s); });
-    *inv = 1.0f / std::sqrt(square / float(a.D) + a.eps);
+  norm(a, [&](const auto* x, float* mean, float* inv) { mean_and_deviation(x, a, mean, inv); });
+  return {};
+}
+
+Status layer_norm_int8(const NormInt8Args& args) {
+  const NormArgs& a = args.norm;
+  std::atomic<bool> failed{false};
+  with_type(a.dtype, [&](auto t) {
+    with_type(a.w_dtype, [&](auto w) {
+      using T = decltype(t);
+      using WT = decltype(w);
+      parallel_for(a.R, larger(1, 16384 / larger(a.D, 1)), [&](int64_t begin, int64_t end) {
+        float* y = static_cast<float*>(thread_scratch(Slot::norm_row, a.D * 4));
+        if (!y) {
+          failed = true;
+          return;
+        }
+        for (int64_t r = begin; r < end; ++r) {
+          const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
+          float mean = 0, inv = 0;
+          mean_and_deviation(x, a, &mean, &inv);
+          scale_row(x, static_cast<const WT*>(a.weight), static_cast<const WT*>(a.bias), y, a.D, mean, inv);
+          args.scales[r] = write_codes(y, a.D, largest_of<T>(y, a.D), args.codes + r * a.D);
+        }
+      });
+    });
   });
+  if (failed) return {"layer_norm_int8: out of memory"};
   return {};
 }
 

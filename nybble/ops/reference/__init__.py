@@ -14,6 +14,10 @@ from nybble.ops.reference.cached_attention import cached_attention_
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
+from nybble.ops.reference.decode_attention import decode_attention
+from nybble.ops.reference.embedding import embedding
+from nybble.ops.reference.gate import gelu_mul, silu_mul
+from nybble.ops.reference.int8 import int8_matmul, layer_norm_int8, quantize_int8
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.reference.qmatmul import qmatmul
@@ -46,4 +50,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "quantize_error": quantize_error,
     "gptq_group_": gptq_group_,
     "anneal_knapsack": anneal_knapsack,
+    "quantize_int8": quantize_int8,
+    "layer_norm_int8": layer_norm_int8,
+    "int8_matmul": int8_matmul,
+    "decode_attention": decode_attention,
 }
