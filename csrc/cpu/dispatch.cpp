@@ -1,11 +1,13 @@
 // Each op, sent to the functions built for the chosen instruction set. A new op is one line at the end.
 #include "cpu/isa.h"
 #include "ops/attention.h"
+#include "ops/embedding.h"
 #include "ops/gate.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
 #include "ops/rope.h"
+#include "ops/sample.h"
 
 #ifdef NYBBLE_HAVE_AVX2
 #define NYBBLE_IF_AVX2(code) code
@@ -55,6 +57,9 @@ NYBBLE_DISPATCH(Status, rope, RopeArgs)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
+NYBBLE_DISPATCH(Status, embedding, EmbeddingArgs)
+NYBBLE_DISPATCH(Status, sample, SampleArgs)
+NYBBLE_DISPATCH(Status, sample_chain, SampleChainArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)
 

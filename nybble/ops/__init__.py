@@ -15,6 +15,7 @@ from nybble.ops.packed import PackedMatrix
 from nybble.ops.qmatmul import qmatmul
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
+from nybble.ops.sample_chain import sample_chain
 
 __all__ = [
     "PackedMatrix",
@@ -28,5 +29,6 @@ __all__ = [
     "rms_norm",
     "rope_",
     "sample",
+    "sample_chain",
     "silu_mul",
 ]

@@ -16,7 +16,10 @@ SCHEMAS: dict[str, str] = {
     "gelu_mul": "(Tensor gate, Tensor up, bool tanh) -> Tensor",
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",
     "sample": "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor random) -> Tensor",
-    "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty) -> ()",
+    "sample_chain": "(Tensor logits, Tensor temperature, Tensor? allowed, Tensor? removable, int[] steps, Tensor values, "
+    "Tensor random, int top) -> (Tensor, Tensor, Tensor, Tensor)",
+    "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty, Tensor? frequency=None, "
+    "Tensor? presence=None, int sustain=-1, int decay=0) -> ()",
 }
 
 LIBRARY = torch.library.Library("nybble", "DEF")

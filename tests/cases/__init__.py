@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core
+from tests.cases import core, sampling
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -23,6 +23,9 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.gate_cases,
     core.embedding_cases,
     core.sample_cases,
+    sampling.chain_cases,
+    sampling.penalty_cases,
+    sampling.large_vocabulary_cases,
 ]
 
 

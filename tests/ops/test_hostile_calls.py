@@ -36,7 +36,9 @@ def sound(op: str) -> list[Any]:
         "gelu_mul": [f(2, 8), f(2, 8), True],
         "embedding": [i(2, dtype=torch.int64), f(4, 8), torch.float32],
         "sample": [f(2, 8), f(2), f(2, dtype=torch.int64), f(2), i(2), i(2)],
-        "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2)],
+        "sample_chain": [f(2, 8), f(2), f(2, 8, dtype=torch.bool), f(8, dtype=torch.bool),
+                         [0, 5, 10, 11, 12], f(2, 7), i(2), 3],
+        "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2), f(2), f(2), 1, 2],
     }  # fmt: skip
     return made[op]
 
@@ -58,6 +60,8 @@ def hostile(t: Tensor) -> Iterator[Tensor]:
     if t.dtype.is_floating_point:
         for value in (float("nan"), float("inf"), -float("inf"), -1.0):
             yield torch.full_like(t, value)
+    elif t.dtype == torch.bool:
+        yield ~t
     else:
         limits = torch.iinfo(t.dtype)
         for index in (*INDICES, limits.min, limits.max):
@@ -77,6 +81,8 @@ def variants(value: Any) -> Iterator[Any]:
         yield from (float("nan"), float("inf"), -1.0)
     elif type(value) is int:
         yield from INTS
+    elif isinstance(value, list):
+        yield from ([], value * 2, *([one] for one in INTS))
 
 
 def batch(op: str) -> int:

@@ -16,6 +16,7 @@ from nybble.ops.reference.norm import layer_norm, rms_norm
 from nybble.ops.reference.qmatmul import qmatmul
 from nybble.ops.reference.rope import rope_
 from nybble.ops.reference.sample import repetition_penalty_, sample
+from nybble.ops.reference.sample_chain import sample_chain
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "qmatmul": qmatmul,
@@ -28,5 +29,6 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gelu_mul": gelu_mul,
     "embedding": embedding,
     "sample": sample,
+    "sample_chain": sample_chain,
     "repetition_penalty_": repetition_penalty_,
 }

@@ -5,15 +5,25 @@
 #include "cpu/simd/vec.h"
 #include "cpu/threads.h"
 
-namespace nybble::cpu {
+namespace nybble::cpu::NYBBLE_ISA {
+namespace {
+
+template <typename From, typename To>
+void convert(const From* from, To* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + Vec::width <= n; i += Vec::width) Vec::load(from + i).store(to + i);
+  if (const int rest = int(n - i)) Vec::load_n(from + i, rest).store_n(to + i, rest);
+}
+
+}  // namespace
 
 Status embedding(const EmbeddingArgs& a) {
   std::atomic<bool> outside{false};
-  generic::with_type(a.w_dtype, [&](auto w) {
-    generic::with_type(a.y_dtype, [&](auto t) {
+  with_type(a.w_dtype, [&](auto w) {
+    with_type(a.y_dtype, [&](auto t) {
       using WT = decltype(w);
       using T = decltype(t);
-      parallel_for(a.R, generic::larger(1, 16384 / generic::larger(1, a.D)), [&](int64_t begin, int64_t end) {
+      parallel_for(a.R, larger(1, 16384 / larger(1, a.D)), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           if (a.ids[i] < 0 || a.ids[i] >= a.V) {
             outside = true;
@@ -23,7 +33,7 @@ Status embedding(const EmbeddingArgs& a) {
           const WT* from = static_cast<const WT*>(a.weight) + a.ids[i] * a.D;
           T* to = static_cast<T*>(a.y) + i * a.D;
           if (a.w_dtype == a.y_dtype) std::memcpy(to, from, size_t(a.D) * sizeof(T));
-          else for (int64_t d = 0; d < a.D; ++d) generic::from_float(generic::to_float(from[d]), to + d);
+          else convert(from, to, a.D);
         }
       });
     });
@@ -32,4 +42,4 @@ Status embedding(const EmbeddingArgs& a) {
   return {};
 }
 
-}  // namespace nybble::cpu
+}  // namespace nybble::cpu::NYBBLE_ISA
