@@ -47,6 +47,14 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
                        const std::optional<Tensor>& bias, ScalarType dtype);
 Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
                             const std::optional<Tensor>& slopes, double scale);
+std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
+                                                            const std::optional<Tensor>& allowed,
+                                                            const std::optional<Tensor>& removable,
+                                                            const std::vector<int64_t>& steps, const Tensor& values,
+                                                            const Tensor& random, int64_t top);
+void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                            const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
+                            int64_t sustain, int64_t decay);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);

@@ -42,6 +42,7 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::Char: return "int8";
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
     default: return "another type";
   }
 }

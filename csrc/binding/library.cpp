@@ -42,6 +42,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("gelu_mul", TORCH_BOX(&gelu_mul_cpu));
   m.impl("embedding", TORCH_BOX(&embedding_cpu));
   m.impl("sample", TORCH_BOX(&sample_cpu));
+  m.impl("sample_chain", TORCH_BOX(&sample_chain_cpu));
   m.impl("repetition_penalty_", TORCH_BOX(&repetition_penalty_cpu));
   m.impl("quantize_columns", TORCH_BOX(&quantize_columns_cpu));
   m.impl("quantize_error", TORCH_BOX(&quantize_error_cpu));

@@ -1,5 +1,8 @@
-// sample and repetition_penalty_: check, fill the arguments, call.
+// sample, sample_chain and repetition_penalty_: check, fill the arguments, call.
 #include "ops/sample.h"
+
+#include <cfloat>
+#include <cmath>
 
 #include "binding/bindings.h"
 
@@ -16,6 +19,39 @@ Tensor per_row(Check& check, const Tensor& values, const char* name, const char*
   return dense;
 }
 
+std::optional<Tensor> dense_mask(Check& check, const std::optional<Tensor>& mask, const char* name, Letters letters) {
+  if (!mask.has_value()) return std::nullopt;
+  check.type(*mask, name, ScalarType::Bool);
+  check.shape(*mask, name, letters);
+  return torch::stable::contiguous(*mask);
+}
+
+// The number of values that the steps take.
+int64_t columns(const Check& check, const std::vector<int64_t>& steps) {
+  int64_t C = 0;
+  for (const int64_t step : steps) {
+    check.that(step >= 0 && step < int64_t(SampleStep::count), "steps has ", step, ", which is no step");
+    C += sample_step_values(static_cast<SampleStep>(step));
+  }
+  return C;
+}
+
+void check_values(const Check& check, const std::vector<int64_t>& steps, const float* values, int64_t B, int64_t C) {
+  int64_t c = 0;
+  for (const int64_t number : steps) {
+    const auto step = static_cast<SampleStep>(number);
+    const int64_t count = sample_step_values(step);
+    for (int64_t i = 0; i < count; ++i, ++c) {
+      const bool chance = step == SampleStep::xtc && i == 0;
+      const float most = chance ? 1.0f : step == SampleStep::dynamic_temper ? FLT_MAX : INFINITY;
+      for (int64_t b = 0; b < B; ++b) {
+        const float v = values[b * C + c];
+        check.that(v >= 0 && v <= most, "values[", b, ", ", c, "] is ", v, ", expected 0 to ", most);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
@@ -29,7 +65,8 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
   const Tensor k = per_row<int64_t>(check, top_k, "top_k", "0 (off) or more", [](int64_t v) { return v >= 0; });
   const Tensor p = per_row<float>(check, top_p, "top_p", "0 to 1", [](float v) { return v >= 0 && v <= 1; });
   const Tensor m = per_row<float>(check, min_p, "min_p", "0 to 1", [](float v) { return v >= 0 && v <= 1; });
-  const Tensor r = per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
+  const Tensor r =
+      per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
   args.B = check["B"];
   args.V = check["V"];
   Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
@@ -44,13 +81,62 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
   args.min_p = static_cast<const float*>(m.data_ptr());
   args.random = static_cast<const float*>(r.data_ptr());
   args.token = static_cast<int64_t*>(token.data_ptr());
-  const Scratch scratch(logits, cpu::sample_scratch_bytes(args));
-  args.scratch = scratch.data();
   check.done(cpu::sample(args));
   return token;
 }
 
-void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
+                                                            const std::optional<Tensor>& allowed,
+                                                            const std::optional<Tensor>& removable,
+                                                            const std::vector<int64_t>& steps, const Tensor& values,
+                                                            const Tensor& random, int64_t top) {
+  Check check("sample_chain");
+  SampleChainArgs args{};
+  check.type(logits, "logits", ScalarType::Float);
+  check.shape(logits, "logits", {"B", "V"});
+  const Tensor t = per_row<float>(check, temperature, "temperature", "0 or more", [](float v) { return v >= 0; });
+  const Tensor r =
+      per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
+  const std::optional<Tensor> mask = dense_mask(check, allowed, "allowed", {"B", "V"});
+  const std::optional<Tensor> may_go = dense_mask(check, removable, "removable", {"V"});
+  check.let("C", columns(check, steps), "steps");
+  check.type(values, "values", ScalarType::Float);
+  check.shape(values, "values", {"B", "C"});
+  const Tensor v = torch::stable::contiguous(values);
+  args.B = check["B"];
+  args.V = check["V"];
+  args.C = check["C"];
+  check_values(check, steps, static_cast<const float*>(v.data_ptr()), args.B, args.C);
+  check.that(top >= 0 && top <= args.V, "top is ", top, ", expected 0 to V = ", args.V);
+  args.S = static_cast<int64_t>(steps.size());
+  args.top = top;
+  Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
+  Tensor probability = torch::stable::new_empty(logits, {args.B});
+  Tensor top_tokens = torch::stable::new_empty(logits, {args.B, top}, ScalarType::Long);
+  Tensor top_probabilities = torch::stable::new_empty(logits, {args.B, top});
+  if (args.B > 0) {
+    check.that(args.V > 0, "logits has no columns, expected V >= 1");
+    const Rows rows(logits);
+    args.logits = static_cast<const float*>(rows.data());
+    args.stride = rows.stride;
+    args.temperature = static_cast<const float*>(t.data_ptr());
+    args.allowed = static_cast<const uint8_t*>(pointer(mask));
+    args.removable = static_cast<const uint8_t*>(pointer(may_go));
+    args.steps = steps.data();
+    args.values = static_cast<const float*>(v.data_ptr());
+    args.random = static_cast<const float*>(r.data_ptr());
+    args.token = static_cast<int64_t*>(token.data_ptr());
+    args.probability = static_cast<float*>(probability.data_ptr());
+    args.top_tokens = static_cast<int64_t*>(top_tokens.data_ptr());
+    args.top_probabilities = static_cast<float*>(top_probabilities.data_ptr());
+    check.done(cpu::sample_chain(args));
+  }
+  return {token, probability, top_tokens, top_probabilities};
+}
+
+void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                            const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
+                            int64_t sustain, int64_t decay) {
   Check check("repetition_penalty_");
   RepetitionPenaltyArgs args{};
   check.type(logits, "logits", ScalarType::Float);
@@ -63,10 +149,20 @@ void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Te
   const int64_t V = check["V"];
   check.each<int64_t>(dense, "tokens", "-1 (padding) or 0 to V - 1", [V](int64_t t) { return t >= -1 && t < V; });
   const Tensor factor = per_row<float>(check, penalty, "penalty", "more than 0", [](float v) { return v > 0; });
+  const auto number = [](float v) { return v == v; };
+  std::optional<Tensor> often, once;
+  if (frequency.has_value()) often = per_row<float>(check, *frequency, "frequency", "a number", number);
+  if (presence.has_value()) once = per_row<float>(check, *presence, "presence", "a number", number);
+  check.that(sustain >= -1, "sustain is ", sustain, ", expected -1 (all tokens) or more");
+  check.that(decay >= 0, "decay is ", decay, ", expected 0 or more");
   args.logits = static_cast<float*>(logits.data_ptr());
   args.stride = logits.stride(0);
   args.tokens = static_cast<const int64_t*>(dense.data_ptr());
   args.penalty = static_cast<const float*>(factor.data_ptr());
+  args.frequency = static_cast<const float*>(pointer(often));
+  args.presence = static_cast<const float*>(pointer(once));
+  args.sustain = sustain;
+  args.decay = decay;
   args.B = check["B"];
   args.V = V;
   args.L = check["L"];

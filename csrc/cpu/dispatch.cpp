@@ -2,8 +2,10 @@
 #include "cpu/isa.h"
 #include "ops/attention.h"
 #include "ops/fp8.h"
+#include "ops/embedding.h"
 #include "ops/gate.h"
 #include "ops/gptq.h"
+#include "ops/kv_append.h"
 #include "ops/kv.h"
 #include "ops/decode_attention.h"
 #include "ops/gate.h"
@@ -15,6 +17,7 @@
 #include "ops/quantize_int8.h"
 #include "ops/rope.h"
 #include "ops/softcap.h"
+#include "ops/sample.h"
 
 #ifdef NYBBLE_HAVE_AVX2
 #define NYBBLE_IF_AVX2(code) code
@@ -68,10 +71,14 @@ NYBBLE_DISPATCH(Status, fp8_encode, Fp8Args)
 NYBBLE_DISPATCH(Status, fp8_decode, Fp8Args)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
+NYBBLE_DISPATCH(Status, kv_append, KvAppendArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
 NYBBLE_DISPATCH(Status, quantize_columns, QuantizeColumnsArgs)
 NYBBLE_DISPATCH(Status, quantize_error, QuantizeErrorArgs)
 NYBBLE_DISPATCH(Status, gptq_group, GptqGroupArgs)
+NYBBLE_DISPATCH(Status, embedding, EmbeddingArgs)
+NYBBLE_DISPATCH(Status, sample, SampleArgs)
+NYBBLE_DISPATCH(Status, sample_chain, SampleChainArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)
 NYBBLE_DISPATCH(Status, quantize_int8, QuantizeArgs)

@@ -27,6 +27,7 @@ from nybble.ops.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
 from nybble.ops.softcap import softcap_
+from nybble.ops.sample_chain import sample_chain
 
 __all__ = [
     "PackedMatrix",
@@ -64,6 +65,7 @@ __all__ = [
     "rope_",
     "rotate_pages_",
     "sample",
+    "sample_chain",
     "silu_mul",
     "softcap_",
 ]

@@ -36,6 +36,10 @@ SCHEMAS: dict[str, str] = {
     "layer_norm_int8": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
     "int8_matmul": "(Tensor x, Tensor x_scale, Tensor weight, Tensor w_scale, Tensor? bias, ScalarType dtype) -> Tensor",
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? slopes, float scale) -> Tensor",
+    "sample_chain": "(Tensor logits, Tensor temperature, Tensor? allowed, Tensor? removable, int[] steps, Tensor values, "
+    "Tensor random, int top) -> (Tensor, Tensor, Tensor, Tensor)",
+    "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty, Tensor? frequency=None, "
+    "Tensor? presence=None, int sustain=-1, int decay=0) -> ()",
 }
 
 LIBRARY = torch.library.Library("nybble", "DEF")

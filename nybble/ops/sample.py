@@ -45,13 +45,29 @@ def sample(
     return tokens
 
 
-def repetition_penalty_(logits: Tensor, tokens: Tensor, penalty: Tensor) -> Tensor:
-    """``logits[b, t] *= penalty[b]`` if negative, else ``/= penalty[b]``, once for each distinct token; in place.
+def repetition_penalty_(
+    logits: Tensor,
+    tokens: Tensor,
+    penalty: Tensor,
+    frequency: Tensor | None = None,
+    presence: Tensor | None = None,
+    *,
+    sustain: int = -1,
+    decay: int = 0,
+) -> Tensor:
+    """``logits[b, t] *= p`` if negative, else ``/= p``, ``-= presence``, once a distinct token; ``-= frequency`` each time.
+
+    In place. The last ``sustain`` tokens have strength 1. The one before them has it too, and from there it falls by
+    ``1 / decay`` a token, to 0. A token's strength at its last place scales ``presence`` and the penalty,
+    ``p = 1 + strength * (penalty - 1)``; ``frequency`` is scaled by the strength of each place.
 
     Args:
         logits: float32 ``[B, V]``, unit stride along V; changed in place.
-        tokens: int64 ``[B, L]``, each -1 (padding) or in ``[0, V)``.
+        tokens: int64 ``[B, L]``, oldest first, each in ``[0, V)`` or -1, which is a place without a token.
         penalty: float32 ``[B]``, more than 0; 1: off.
+        frequency, presence: float32 ``[B]``; ``None``: 0, which is off.
+        sustain: -1: all tokens.
+        decay: 0: tokens beyond ``sustain`` do not count.
 
     Returns ``logits``. Raises ``RuntimeError`` naming what does not fit.
 
@@ -59,7 +75,7 @@ def repetition_penalty_(logits: Tensor, tokens: Tensor, penalty: Tensor) -> Tens
     tensor([[ 2., -8.,  1.]])
     """
     ensure_loaded()
-    _repetition_penalty(logits, tokens, penalty)
+    _repetition_penalty(logits, tokens, penalty, frequency, presence, sustain, decay)
     return logits
 
 
@@ -76,5 +92,13 @@ def _(
 
 
 @torch.library.register_fake("nybble::repetition_penalty_")
-def _(logits: Tensor, tokens: Tensor, penalty: Tensor) -> None:
+def _(
+    logits: Tensor,
+    tokens: Tensor,
+    penalty: Tensor,
+    frequency: Tensor | None = None,
+    presence: Tensor | None = None,
+    sustain: int = -1,
+    decay: int = 0,
+) -> None:
     return None

@@ -14,6 +14,7 @@ import torch
 from tests.cases import core, quantize
 from tests.cases import core, kv, norms
 from tests.cases import core, decode_attention, int8
+from tests.cases import core, sampling
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -39,6 +40,9 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     int8.layer_norm_cases,
     int8.matmul_cases,
     decode_attention.decode_attention_cases,
+    sampling.chain_cases,
+    sampling.penalty_cases,
+    sampling.large_vocabulary_cases,
 ]
 
 

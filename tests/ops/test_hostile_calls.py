@@ -58,6 +58,9 @@ def sound(op: str) -> list[Any]:
         "layer_norm_int8": [f(2, 8), f(8), f(8), 1e-5],
         "int8_matmul": [f(2, 8, dtype=torch.int8), f(2), f(4, 8, dtype=torch.int8), f(4), f(4), torch.float32],
         "decode_attention": [f(2, 4, 8), f(2, 2, 2, 3, 4), f(2, 2, 3, 8), torch.tensor([3, 5]), f(4), 0.5],
+        "sample_chain": [f(2, 8), f(2), f(2, 8, dtype=torch.bool), f(8, dtype=torch.bool),
+                         [0, 5, 10, 11, 12], f(2, 7), i(2), 3],
+        "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2), f(2), f(2), 1, 2],
     }  # fmt: skip
     return made[op]
 
@@ -79,6 +82,8 @@ def hostile(t: Tensor) -> Iterator[Tensor]:
     if t.dtype.is_floating_point:
         for value in (float("nan"), float("inf"), -float("inf"), -1.0):
             yield torch.full_like(t, value)
+    elif t.dtype == torch.bool:
+        yield ~t
     else:
         limits = torch.iinfo(t.dtype)
         for index in (*INDICES, limits.min, limits.max):
@@ -98,6 +103,8 @@ def variants(value: Any) -> Iterator[Any]:
         yield from (float("nan"), float("inf"), -1.0)
     elif type(value) is int:
         yield from INTS
+    elif isinstance(value, list):
+        yield from ([], value * 2, *([one] for one in INTS))
 
 
 def batch(op: str) -> int:

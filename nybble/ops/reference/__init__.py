@@ -25,6 +25,7 @@ from nybble.ops.reference.quantize import gptq_group_, quantize_columns, quantiz
 from nybble.ops.reference.rope import rope_
 from nybble.ops.reference.sample import repetition_penalty_, sample
 from nybble.ops.reference.softcap import softcap_
+from nybble.ops.reference.sample_chain import sample_chain
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "qmatmul": qmatmul,
@@ -45,6 +46,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "gelu_mul": gelu_mul,
     "embedding": embedding,
     "sample": sample,
+    "sample_chain": sample_chain,
     "repetition_penalty_": repetition_penalty_,
     "quantize_columns": quantize_columns,
     "quantize_error": quantize_error,

@@ -46,23 +46,55 @@ def _one(row: Tensor, temperature: float, k: int, p: float, m: float, r: float) 
     return int(ids[min(chosen, keep - 1)])
 
 
-def repetition_penalty_(logits: Tensor, tokens: Tensor, penalty: Tensor) -> None:
-    """``logits[b, t]`` times the penalty if negative, else divided by it, once a distinct token; in place."""
+def repetition_penalty_(
+    logits: Tensor,
+    tokens: Tensor,
+    penalty: Tensor,
+    frequency: Tensor | None = None,
+    presence: Tensor | None = None,
+    sustain: int = -1,
+    decay: int = 0,
+) -> None:
+    """Times or divided by the penalty, minus presence, once a distinct token; minus frequency each time; in place."""
     op = "repetition_penalty_"
     check.dtype(op, torch.float32, logits=logits, penalty=penalty)
+    check.dtype(op, torch.float32, frequency=frequency, presence=presence)
     check.dtype(op, torch.int64, tokens=tokens)
     check.rank(op, "logits", logits, "B, V", 2)
     check.rank(op, "tokens", tokens, "B, L", 2)
     B, V = logits.shape
     check.shape(op, "tokens", tokens, "B, L", B, tokens.shape[1])
-    check.shape(op, "penalty", penalty, "B", B)
+    for name, t in {"penalty": penalty, "frequency": frequency, "presence": presence}.items():
+        check.shape(op, name, t, "B", B)
+        check.require(t is None or not bool(t.isnan().any()), f"{op}: {name} must be a number")
     check.within(op, "tokens", tokens, -1, V)
     check.require(bool((penalty > 0).all()), f"{op}: penalty must be more than 0")
-    seen = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device)
-    seen.scatter_(1, tokens.where(tokens >= 0, V), True)
-    factor = penalty[:, None]
-    punished = torch.where(logits < 0, logits * factor, logits / factor)
-    logits.copy_(torch.where(seen[:, :V], punished, logits))
+    check.require(sustain >= -1, f"{op}: sustain is {sustain}, expected -1 (all tokens) or more")
+    check.require(decay >= 0, f"{op}: decay is {decay}, expected 0 or more")
+    zero = torch.zeros_like(penalty)
+    often = zero if frequency is None else frequency
+    once = zero if presence is None else presence
+    strength = _strength(tokens.shape[1], sustain, decay)
+    for b in range(B):
+        first, total = torch.zeros(V, dtype=torch.float64), torch.zeros(V, dtype=torch.float64)
+        for at, t in zip(strength, reversed(tokens[b].tolist()), strict=True):
+            if t >= 0:
+                first[t] = first[t] if total[t] > 0 else at
+                total[t] += at
+        first, total = first.to(logits.device), total.to(logits.device)
+        factor = 1 + first * (penalty[b].double() - 1)
+        row = logits[b].double()
+        row = torch.where(row < 0, row * factor, row / factor)
+        # Nothing of what is off, which may be 0 * inf.
+        row = torch.where(first > 0, row - first * once[b] - total * often[b], logits[b].double())
+        logits[b] = row.float()
+
+
+def _strength(L: int, sustain: int, decay: int) -> list[float]:
+    """Of each place, from the last token backwards."""
+    full = L if sustain < 0 else min(sustain, L)
+    falling = [max(0.0, 1 - k / decay) if decay else 0.0 for k in range(L - full)]
+    return [1.0] * full + falling
 
 
 def _check(

@@ -1,9 +1,9 @@
 #include "ops/kv_append.h"
 
-#include "cpu/copy.h"
+#include "cpu/simd/copy.h"
 #include "cpu/threads.h"
 
-namespace nybble::cpu {
+namespace nybble::cpu::NYBBLE_ISA {
 
 Status kv_append(const KvAppendArgs& a) {
   with_types(a.dtype, a.cache_dtype, [&](auto from, auto to) {
@@ -14,7 +14,7 @@ Status kv_append(const KvAppendArgs& a) {
       copy_row(static_cast<const From*>(source) + b * s.b + t * s.s + h * s.h,
                static_cast<To*>(store) + b * c.b + (a.lengths[b] - a.T + t) * c.s + h * c.h, a.D);
     };
-    parallel_for(a.B * a.T * a.Hk, generic::larger(1, 16384 / generic::larger(1, a.D)), [&](int64_t begin, int64_t end) {
+    parallel_for(a.B * a.T * a.Hk, larger(1, 16384 / larger(1, a.D)), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t b = i / (a.T * a.Hk), t = i / a.Hk % a.T, h = i % a.Hk;
         put(a.k, a.k_stride, a.keys, a.keys_stride, b, t, h);
@@ -25,4 +25,4 @@ Status kv_append(const KvAppendArgs& a) {
   return {};
 }
 
-}  // namespace nybble::cpu
+}  // namespace nybble::cpu::NYBBLE_ISA
