@@ -1,11 +1,14 @@
 // Each op, sent to the functions built for the chosen instruction set. A new op is one line at the end.
 #include "cpu/isa.h"
 #include "ops/attention.h"
+#include "ops/fp8.h"
 #include "ops/gate.h"
+#include "ops/kv.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
 #include "ops/rope.h"
+#include "ops/softcap.h"
 
 #ifdef NYBBLE_HAVE_AVX2
 #define NYBBLE_IF_AVX2(code) code
@@ -52,6 +55,11 @@ namespace nybble::cpu {
 NYBBLE_DISPATCH(Status, rms_norm, NormArgs)
 NYBBLE_DISPATCH(Status, layer_norm, NormArgs)
 NYBBLE_DISPATCH(Status, rope, RopeArgs)
+NYBBLE_DISPATCH(Status, softcap, SoftcapArgs)
+NYBBLE_DISPATCH(Status, kv_quantize, KvArgs)
+NYBBLE_DISPATCH(Status, kv_dequantize, KvArgs)
+NYBBLE_DISPATCH(Status, fp8_encode, Fp8Args)
+NYBBLE_DISPATCH(Status, fp8_decode, Fp8Args)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)

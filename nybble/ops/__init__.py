@@ -9,24 +9,40 @@ tensor([[2., 2., 2., 2.]])
 from nybble.ops.attention import attention
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
 from nybble.ops.matmul import matmul
-from nybble.ops.norm import layer_norm, rms_norm
+from nybble.ops.mrope import VisionSpan, mrope_positions
+from nybble.ops.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.packed import PackedMatrix
+from nybble.ops.pages import common_prefix, paged_runs, rotate_pages_
 from nybble.ops.qmatmul import qmatmul
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
+from nybble.ops.softcap import softcap_
 
 __all__ = [
     "PackedMatrix",
+    "VisionSpan",
     "attention",
+    "common_prefix",
     "embedding",
+    "fp8_decode_",
+    "fp8_encode_",
     "gelu_mul",
+    "kv_dequantize_",
+    "kv_quantize_",
     "layer_norm",
+    "layer_norm_",
     "matmul",
+    "mrope_positions",
+    "paged_runs",
     "qmatmul",
     "repetition_penalty_",
     "rms_norm",
+    "rms_norm_",
     "rope_",
+    "rotate_pages_",
     "sample",
     "silu_mul",
+    "softcap_",
 ]
