@@ -7,6 +7,8 @@ namespace nybble::binding {
 Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
                    int64_t act_bits);
+Tensor dequantize_cpu(const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
+                      const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
 Tensor matmul_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
 Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
 Tensor layer_norm_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps,

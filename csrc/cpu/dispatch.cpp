@@ -2,6 +2,7 @@
 #include "cpu/isa.h"
 #include "ops/attention.h"
 #include "ops/fp8.h"
+#include "ops/dequantize.h"
 #include "ops/gate.h"
 #include "ops/kv.h"
 #include "ops/matmul.h"
@@ -62,6 +63,7 @@ NYBBLE_DISPATCH(Status, fp8_encode, Fp8Args)
 NYBBLE_DISPATCH(Status, fp8_decode, Fp8Args)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
+NYBBLE_DISPATCH(Status, dequantize, DequantizeArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
 NYBBLE_DISPATCH_VNNI(int64_t, qmatmul_scratch_bytes, QMatmulArgs)
 NYBBLE_DISPATCH_VNNI(Status, qmatmul, QMatmulArgs)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from nybble.compat.exl2.matrix import free_q_matrix as free_q_matrix
-from nybble.compat.exl2.matrix import make_q_matrix as make_q_matrix
-from nybble.compat.exl2.matrix import make_q_matrix_split as make_q_matrix_split
 from nybble.compat.exl2.cache import (
     cache_rotate,
     count_match,
@@ -12,6 +9,19 @@ from nybble.compat.exl2.cache import (
     fp16_to_fp8,
     fp16_to_q_kv,
     q_to_fp16_kv,
+)
+from nybble.compat.exl2.matrix import (
+    free_q_matrix,
+    gemm_half_half_half,
+    gemm_half_q_half,
+    make_group_map,
+    make_q_matrix,
+    make_q_matrix_split,
+    matrix_fp16_to_q4,
+    matrix_q4_to_fp16,
+    reconstruct,
+    tensor_remap,
+    tensor_remap_4bit,
 )
 from nybble.compat.exl2.norms import (
     head_norm,
@@ -30,14 +40,25 @@ __all__ = [
     "fp8_to_fp16",
     "fp16_to_fp8",
     "fp16_to_q_kv",
+    "free_q_matrix",
+    "gemm_half_half_half",
+    "gemm_half_q_half",
     "gen_mrope_pos_ids",
     "head_norm",
     "head_norm_",
     "layer_norm",
     "layer_norm_",
+    "make_group_map",
+    "make_q_matrix",
+    "make_q_matrix_split",
+    "matrix_fp16_to_q4",
+    "matrix_q4_to_fp16",
     "q_to_fp16_kv",
+    "reconstruct",
     "rms_norm",
     "rms_norm_",
     "rope_",
     "softcap_",
+    "tensor_remap",
+    "tensor_remap_4bit",
 ]

@@ -7,6 +7,7 @@ tensor([[2., 2., 2., 2.]])
 """
 
 from nybble.ops.attention import attention
+from nybble.ops.dequantize import dequantize
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
@@ -25,6 +26,7 @@ __all__ = [
     "VisionSpan",
     "attention",
     "common_prefix",
+    "dequantize",
     "embedding",
     "fp8_decode_",
     "fp8_encode_",

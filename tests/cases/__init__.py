@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core, kv, norms
+from tests.cases import core, kv, matrix, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -27,6 +27,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     norms.softcap_cases,
     kv.kv_cases,
     kv.fp8_cases,
+    matrix.dequantize_cases,
 ]
 
 

@@ -27,6 +27,8 @@ def sound(op: str) -> list[Any]:
     made: dict[str, list[Any]] = {
         "qmatmul": [f(2, 32), i(256, dtype=torch.uint8), f(1, 1, 16, dtype=half), None,
                     torch.arange(32, dtype=torch.int32), torch.tensor([[4, 0]], dtype=torch.int32), None, 16, 32],
+        "dequantize": [i(256, dtype=torch.uint8), f(1, 1, 16, dtype=half), None, torch.arange(32, dtype=torch.int32),
+                       torch.tensor([[4, 0]], dtype=torch.int32), 32, 16, torch.float32],
         "matmul": [f(2, 8), f(4, 8), f(4)],
         "rms_norm": [f(2, 8), f(8), 1e-5, half],
         "layer_norm": [f(2, 8), f(8), f(8), 1e-5, half],

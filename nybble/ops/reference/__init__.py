@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nybble.ops.reference.attention import attention
+from nybble.ops.reference.dequantize import dequantize
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
@@ -21,6 +22,7 @@ from nybble.ops.reference.softcap import softcap_
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "qmatmul": qmatmul,
+    "dequantize": dequantize,
     "matmul": matmul,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
