@@ -224,6 +224,38 @@ def test_activation_order_is_handed_back() -> None:
     ext.free_q_matrix(handle)
 
 
+def test_row_numbers_are_unsigned() -> None:
+    """Beyond 32767 they are negative as int16."""
+    K, N = 40960, 8
+    arguments = gptq()
+    arguments[0] = torch.zeros(K // 8, N, dtype=torch.int32)
+    arguments[0][0, 0] = 9
+    arguments[1], arguments[2] = torch.empty(2, K, dtype=torch.int16).unbind()
+    arguments[7] = torch.full((2, 1), 0x77777777, dtype=torch.int32)
+    arguments[8] = torch.ones(2, N).half()
+    arguments[9] = (torch.arange(K) < K // 2).int()
+    out = half(K, N)
+    ext.reconstruct(ext.make_q_matrix(*arguments), out)
+    order = torch.argsort(arguments[9], stable=True)
+    assert torch.equal(arguments[1].long() & 0xFFFF, order)
+    assert torch.equal(arguments[2].long() & 0xFFFF, torch.argsort(order))
+    assert out[0, 0] == 1 and int((out == -8).sum()) == K * N - 1
+
+    order = torch.arange(K - 1, -1, -1)
+    exl2_arguments = exl2()
+    exl2_arguments[0] = torch.zeros(K // 16, N, dtype=torch.int32)
+    exl2_arguments[0][0, 0] = 3
+    exl2_arguments[1], exl2_arguments[2] = order.to(torch.int16), order.to(torch.int16)
+    exl2_arguments[3:6] = [
+        torch.zeros(1, 1, dtype=torch.int32),
+        torch.ones(1).half(),
+        torch.tensor([2, 0]).short(),
+    ]
+    exl2_arguments[6], exl2_arguments[10:12] = torch.zeros(2 * K).short(), [ABSENT, ABSENT]
+    ext.reconstruct(ext.make_q_matrix(*exl2_arguments), out)
+    assert out[K - 1, 0] == 1 and int((out == -2).sum()) == K * N - 1
+
+
 def test_groups_of_any_size_are_what_g_idx_says() -> None:
     """The old code took rows j // group size after sorting, wrong where groups are not all full."""
     arguments = gptq()
