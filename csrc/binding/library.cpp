@@ -25,6 +25,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   using namespace nybble::binding;
   nybble::cpu::set_pool({torch_run, torch_threads});
   m.impl("qmatmul", TORCH_BOX(&qmatmul_cpu));
+  m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
   m.impl("matmul", TORCH_BOX(&matmul_cpu));
   m.impl("rms_norm", TORCH_BOX(&rms_norm_cpu));
   m.impl("layer_norm", TORCH_BOX(&layer_norm_cpu));

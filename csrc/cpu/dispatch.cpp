@@ -3,6 +3,7 @@
 #include "ops/attention.h"
 #include "ops/fp8.h"
 #include "ops/embedding.h"
+#include "ops/dequantize.h"
 #include "ops/gate.h"
 #include "ops/gptq.h"
 #include "ops/kv_append.h"
@@ -72,6 +73,7 @@ NYBBLE_DISPATCH(Status, fp8_decode, Fp8Args)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, kv_append, KvAppendArgs)
+NYBBLE_DISPATCH(Status, dequantize, DequantizeArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)
 NYBBLE_DISPATCH(Status, quantize_columns, QuantizeColumnsArgs)
 NYBBLE_DISPATCH(Status, quantize_error, QuantizeErrorArgs)

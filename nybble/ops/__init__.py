@@ -9,6 +9,7 @@ tensor([[2., 2., 2., 2.]])
 from nybble.ops.anneal import anneal_knapsack
 from nybble.ops.attention import attention
 from nybble.ops.cached_attention import cached_attention_
+from nybble.ops.dequantize import dequantize
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.hadamard import paley1, paley2
@@ -38,6 +39,7 @@ __all__ = [
     "attention",
     "common_prefix",
     "decode_attention",
+    "dequantize",
     "embedding",
     "fp8_decode_",
     "fp8_encode_",

@@ -15,6 +15,7 @@ from tests.cases import core, quantize
 from tests.cases import core, kv, norms
 from tests.cases import core, decode_attention, int8
 from tests.cases import core, sampling
+from tests.cases import core, kv, matrix, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -43,6 +44,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     sampling.chain_cases,
     sampling.penalty_cases,
     sampling.large_vocabulary_cases,
+    matrix.dequantize_cases,
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from nybble.ops.reference.anneal import anneal_knapsack
 from nybble.ops.reference.attention import attention
 from nybble.ops.reference.cached_attention import cached_attention_
+from nybble.ops.reference.dequantize import dequantize
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
@@ -29,6 +30,7 @@ from nybble.ops.reference.sample_chain import sample_chain
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "qmatmul": qmatmul,
+    "dequantize": dequantize,
     "matmul": matmul,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -50,6 +52,41 @@ def within(op: str, name: str, t: Tensor, low: int, high: int) -> None:
         raise RuntimeError(
             f"{op}: {name} has values {int(t.min())} to {int(t.max())}, expected {low} to {high - 1}"
         )
+
+
+def packed(op: str, m: PackedMatrix) -> None:
+    """The tensors fit each other and the layout; ``bias`` is not looked at."""
+    require(m.N >= 0, f"{op}: N is {m.N}, expected 0 or more")
+    require(m.K >= 0, f"{op}: K is {m.K}, expected 0 or more")
+    NB = -(-m.N // COLUMNS)
+    dtype(op, torch.float16, scales=m.scales)
+    rank(op, "scales", m.scales, "N/16, G, 16", 3)
+    G = m.scales.shape[1]
+    shape(op, "scales", m.scales, "N/16, G, 16", NB, G, COLUMNS)
+    dtype(op, torch.float32, zeros=m.zeros)
+    shape(op, "zeros", m.zeros, "N/16, G, 16", NB, G, COLUMNS)
+    require(m.blocks.device.type == "cpu", f"{op}: blocks must be on the CPU")
+    dtype(op, torch.int32, blocks=m.blocks)
+    rank(op, "blocks", m.blocks, "KB, 2", 2)
+    KB = m.blocks.shape[0]
+    shape(op, "blocks", m.blocks, "KB, 2", KB, 2)
+    widths = m.blocks[:, 0].tolist()
+    require(
+        all(bits in PLANES for bits in widths),
+        f"{op}: blocks has widths {sorted(set(widths))}, expected 2, 3, 4, 5, 6 or 8",
+    )
+    within(op, "blocks' group", m.blocks[:, 1], 0, G)
+    dtype(op, torch.uint8, weight=m.weight)
+    require(
+        m.weight.numel() == NB * 64 * sum(widths),
+        f"{op}: weight has {m.weight.numel()} bytes, expected {NB} column blocks of {64 * sum(widths)} bytes",
+    )
+    dtype(op, torch.int32, perm=m.perm)
+    shape(op, "perm", m.perm, "KB*32", KB * ROWS)
+    if m.perm is not None:
+        within(op, "perm", m.perm, -1, m.K)
+    else:
+        require(KB * ROWS >= m.K, f"{op}: K is {m.K}, but blocks hold only {KB * ROWS} rows")
 
 
 def _name(dtype: torch.dtype) -> str:
