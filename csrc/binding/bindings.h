@@ -8,8 +8,12 @@ Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, 
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
                    int64_t act_bits);
 Tensor matmul_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
-Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps);
-Tensor layer_norm_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
+Tensor rms_norm_cpu(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
+Tensor layer_norm_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps,
+                      const std::optional<ScalarType>& dtype);
+void rms_norm_in_place_cpu(const Tensor& x, const Tensor& weight, double eps);
+void layer_norm_in_place_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
+void softcap_cpu(const Tensor& x, double cap);
 void rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
 Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths, double scale,
                      bool causal, int64_t window);
@@ -21,7 +25,8 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
 void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty);
 
 #ifdef NYBBLE_CUDA
-Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps);
+Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
+void rms_norm_in_place_cuda(const Tensor& x, const Tensor& weight, double eps);
 #endif
 
 }  // namespace nybble::binding

@@ -222,7 +222,7 @@ struct Rows {
       stride = D;
     }
   }
-  const void* data() const { return tensor.data_ptr(); }
+  void* data() const { return tensor.data_ptr(); }
 
  private:
   bool view(const Tensor& x) {
@@ -247,6 +247,17 @@ struct Rows {
     }
     return true;
   }
+};
+
+// Rows that an op writes. Where they had to be copied, write_back() brings the results home.
+struct WritableRows : Rows {
+  explicit WritableRows(const Tensor& x) : Rows(x), home(x) {}
+  void write_back() const {
+    if (Tensor to = home; tensor.data_ptr() != to.data_ptr()) torch::stable::copy_(to, tensor);
+  }
+
+ private:
+  Tensor home;
 };
 
 // The same tensor, or a contiguous copy where its last dimension has gaps.

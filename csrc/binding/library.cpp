@@ -28,6 +28,9 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("matmul", TORCH_BOX(&matmul_cpu));
   m.impl("rms_norm", TORCH_BOX(&rms_norm_cpu));
   m.impl("layer_norm", TORCH_BOX(&layer_norm_cpu));
+  m.impl("rms_norm_", TORCH_BOX(&rms_norm_in_place_cpu));
+  m.impl("layer_norm_", TORCH_BOX(&layer_norm_in_place_cpu));
+  m.impl("softcap_", TORCH_BOX(&softcap_cpu));
   m.impl("rope_", TORCH_BOX(&rope_cpu));
   m.impl("attention", TORCH_BOX(&attention_cpu));
   m.impl("silu_mul", TORCH_BOX(&silu_mul_cpu));
@@ -40,5 +43,6 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
 #ifdef NYBBLE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
+  m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
 }
 #endif

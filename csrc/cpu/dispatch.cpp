@@ -6,6 +6,7 @@
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
 #include "ops/rope.h"
+#include "ops/softcap.h"
 
 #ifdef NYBBLE_HAVE_AVX2
 #define NYBBLE_IF_AVX2(code) code
@@ -52,6 +53,7 @@ namespace nybble::cpu {
 NYBBLE_DISPATCH(Status, rms_norm, NormArgs)
 NYBBLE_DISPATCH(Status, layer_norm, NormArgs)
 NYBBLE_DISPATCH(Status, rope, RopeArgs)
+NYBBLE_DISPATCH(Status, softcap, SoftcapArgs)
 NYBBLE_DISPATCH(Status, gate, GateArgs)
 NYBBLE_DISPATCH(Status, attention, AttentionArgs)
 NYBBLE_DISPATCH(Status, matmul, MatmulArgs)

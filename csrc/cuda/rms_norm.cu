@@ -35,13 +35,15 @@ __device__ float block_sum(float v) {
   return sum;
 }
 
-template <typename T, typename W>
+// y may be x: a block reads its whole row before the sum is known, and then each element just before it writes it.
+template <typename T, typename W, typename Y>
 __global__ void rms_norm_kernel(const T* x,       // [R, D], rows x_stride elements apart
-                                const W* weight,  // [D]
-                                T* y,             // [R, D], contiguous
-                                int64_t D, int64_t x_stride, float eps) {
+                                const W* weight,  // [H, D]
+                                Y* y,             // [R, D], rows y_stride elements apart
+                                int64_t D, int64_t H, int64_t x_stride, int64_t y_stride, float eps) {
   const T* row = x + static_cast<int64_t>(blockIdx.x) * x_stride;
-  T* out = y + static_cast<int64_t>(blockIdx.x) * D;
+  const W* scale = weight + blockIdx.x % H * D;
+  Y* out = y + static_cast<int64_t>(blockIdx.x) * y_stride;
   float squares = 0;
   for (int64_t i = threadIdx.x; i < D; i += kThreads) {
     const float v = to_float(row[i]);
@@ -49,23 +51,34 @@ __global__ void rms_norm_kernel(const T* x,       // [R, D], rows x_stride eleme
   }
   const float factor = rsqrtf(block_sum(squares) / static_cast<float>(D) + eps);
   for (int64_t i = threadIdx.x; i < D; i += kThreads)
-    out[i] = from_float<T>(to_float(row[i]) * factor * to_float(weight[i]));
+    out[i] = from_float<Y>(to_float(row[i]) * factor * to_float(scale[i]));
+}
+
+template <typename T, typename W, typename Y>
+Status launch(const NormArgs& a, cudaStream_t stream) {
+  rms_norm_kernel<<<static_cast<unsigned>(a.R), kThreads, 0, stream>>>(
+      static_cast<const T*>(a.x), static_cast<const W*>(a.weight), static_cast<Y*>(a.y), a.D, a.H, a.x_stride, a.y_stride,
+      a.eps);
+  const cudaError_t error = cudaGetLastError();
+  return {error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
 }
 
 template <typename T, typename W>
-Status launch(const NormArgs& a, cudaStream_t stream) {
-  rms_norm_kernel<T, W><<<static_cast<unsigned>(a.R), kThreads, 0, stream>>>(
-      static_cast<const T*>(a.x), static_cast<const W*>(a.weight), static_cast<T*>(a.y), a.D, a.x_stride, a.eps);
-  const cudaError_t error = cudaGetLastError();
-  return {error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
+Status with_output(const NormArgs& a, cudaStream_t stream) {
+  switch (a.y_dtype) {
+    case DType::f32: return launch<T, W, float>(a, stream);
+    case DType::f16: return launch<T, W, __half>(a, stream);
+    case DType::bf16: return launch<T, W, __nv_bfloat16>(a, stream);
+  }
+  return {"rms_norm: unknown dtype of y"};
 }
 
 template <typename T>
 Status with_weight(const NormArgs& a, cudaStream_t stream) {
   switch (a.w_dtype) {
-    case DType::f32: return launch<T, float>(a, stream);
-    case DType::f16: return launch<T, __half>(a, stream);
-    case DType::bf16: return launch<T, __nv_bfloat16>(a, stream);
+    case DType::f32: return with_output<T, float>(a, stream);
+    case DType::f16: return with_output<T, __half>(a, stream);
+    case DType::bf16: return with_output<T, __nv_bfloat16>(a, stream);
   }
   return {"rms_norm: unknown dtype of weight"};
 }

@@ -6,11 +6,11 @@ namespace nybble {
 
 struct NormArgs {
   const void* x;       // [R, D], dtype, rows x_stride elements apart
-  const void* weight;  // [D], w_dtype
-  const void* bias;    // [D], w_dtype, or nullptr (layer_norm only)
-  void* y;             // [R, D], dtype, contiguous
-  DType dtype, w_dtype;
-  int64_t R, D, x_stride;
+  const void* weight;  // [H, D], w_dtype, contiguous; row r is scaled by row r % H
+  const void* bias;    // [H, D], w_dtype, or nullptr (layer_norm only)
+  void* y;             // [R, D], y_dtype, rows y_stride elements apart; x itself is allowed
+  DType dtype, w_dtype, y_dtype;
+  int64_t R, D, H, x_stride, y_stride;
   float eps;
 };
 

@@ -5,3 +5,25 @@ from __future__ import annotations
 from nybble.compat.exl2.matrix import free_q_matrix as free_q_matrix
 from nybble.compat.exl2.matrix import make_q_matrix as make_q_matrix
 from nybble.compat.exl2.matrix import make_q_matrix_split as make_q_matrix_split
+from nybble.compat.exl2.norms import (
+    head_norm,
+    head_norm_,
+    layer_norm,
+    layer_norm_,
+    rms_norm,
+    rms_norm_,
+    softcap_,
+)
+from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
+
+__all__ = [
+    "gen_mrope_pos_ids",
+    "head_norm",
+    "head_norm_",
+    "layer_norm",
+    "layer_norm_",
+    "rms_norm",
+    "rms_norm_",
+    "rope_",
+    "softcap_",
+]

@@ -10,23 +10,30 @@ from nybble.ops.attention import attention
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.matmul import matmul
-from nybble.ops.norm import layer_norm, rms_norm
+from nybble.ops.mrope import VisionSpan, mrope_positions
+from nybble.ops.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.packed import PackedMatrix
 from nybble.ops.qmatmul import qmatmul
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
+from nybble.ops.softcap import softcap_
 
 __all__ = [
     "PackedMatrix",
+    "VisionSpan",
     "attention",
     "embedding",
     "gelu_mul",
     "layer_norm",
+    "layer_norm_",
     "matmul",
+    "mrope_positions",
     "qmatmul",
     "repetition_penalty_",
     "rms_norm",
+    "rms_norm_",
     "rope_",
     "sample",
     "silu_mul",
+    "softcap_",
 ]

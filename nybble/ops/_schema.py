@@ -8,8 +8,11 @@ SCHEMAS: dict[str, str] = {
     "qmatmul": "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, Tensor? bias, "
     "int N, int act_bits) -> Tensor",
     "matmul": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    "rms_norm": "(Tensor x, Tensor weight, float eps) -> Tensor",
-    "layer_norm": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> Tensor",
+    "rms_norm": "(Tensor x, Tensor weight, float eps, ScalarType? dtype=None) -> Tensor",
+    "layer_norm": "(Tensor x, Tensor weight, Tensor? bias, float eps, ScalarType? dtype=None) -> Tensor",
+    "rms_norm_": "(Tensor(a!) x, Tensor weight, float eps) -> ()",
+    "layer_norm_": "(Tensor(a!) x, Tensor weight, Tensor? bias, float eps) -> ()",
+    "softcap_": "(Tensor(a!) x, float cap) -> ()",
     "rope_": "(Tensor(a!) x, Tensor cos, Tensor sin, Tensor positions, bool neox) -> ()",
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? lengths, float scale, bool causal, int window) -> Tensor",
     "silu_mul": "(Tensor gate, Tensor up) -> Tensor",

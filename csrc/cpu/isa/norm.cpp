@@ -29,8 +29,8 @@ float row_sum(const T* x, int64_t D, const F& f) {
 }
 
 // y = (x - mean) * inv * weight + bias
-template <typename T, typename WT>
-void scale_row(const T* x, const WT* weight, const WT* bias, T* y, int64_t D, float mean, float inv) {
+template <typename T, typename WT, typename YT>
+void scale_row(const T* x, const WT* weight, const WT* bias, YT* y, int64_t D, float mean, float inv) {
   const Vec m = Vec::set(mean), k = Vec::set(inv);
   int64_t i = 0;
   for (; i + W <= D; i += W) {
@@ -47,19 +47,24 @@ void scale_row(const T* x, const WT* weight, const WT* bias, T* y, int64_t D, fl
 template <typename M>
 void norm(const NormArgs& a, const M& moments) {
   with_type(a.dtype, [&](auto t) {
-    with_type(a.w_dtype, [&](auto w) {
-      using T = decltype(t);
-      using WT = decltype(w);
-      const int64_t grain = larger(1, 16384 / larger(a.D, 1));
-      parallel_for(a.R, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
-          float mean = 0, inv = 0;
-          moments(x, &mean, &inv);
-          scale_row(x, static_cast<const WT*>(a.weight), static_cast<const WT*>(a.bias), static_cast<T*>(a.y) + r * a.D,
-                    a.D, mean, inv);
-        }
-      });
+    using T = decltype(t);
+    const int64_t grain = larger(1, 16384 / larger(a.D, 1));
+    parallel_for(a.R, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
+        float mean = 0, inv = 0;
+        moments(x, &mean, &inv);
+        // The other types are told apart inside: only this step meets them, and sums for every mixture would be built in vain.
+        with_type(a.w_dtype, [&](auto w) {
+          using WT = decltype(w);
+          const WT* weight = static_cast<const WT*>(a.weight) + r % a.H * a.D;
+          const WT* bias = a.bias == nullptr ? nullptr : static_cast<const WT*>(a.bias) + r % a.H * a.D;
+          with_type(a.y_dtype, [&](auto out) {
+            using YT = decltype(out);
+            scale_row(x, weight, bias, static_cast<YT*>(a.y) + r * a.y_stride, a.D, mean, inv);
+          });
+        });
+      }
     });
   });
 }
