@@ -1,5 +1,7 @@
 // What the binding files offer to library.cpp: one function an op and device, with the schema's arguments.
 #pragma once
+#include <tuple>
+
 #include "binding/check.h"
 
 namespace nybble::binding {
@@ -23,6 +25,7 @@ Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype);
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                   const Tensor& min_p, const Tensor& random);
 void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty);
+std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool renormalize);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);

@@ -35,6 +35,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("attention", TORCH_BOX(&attention_cpu));
   m.impl("silu_mul", TORCH_BOX(&silu_mul_cpu));
   m.impl("gelu_mul", TORCH_BOX(&gelu_mul_cpu));
+  m.impl("moe_route", TORCH_BOX(&moe_route_cpu));
   m.impl("embedding", TORCH_BOX(&embedding_cpu));
   m.impl("sample", TORCH_BOX(&sample_cpu));
   m.impl("repetition_penalty_", TORCH_BOX(&repetition_penalty_cpu));

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core, norms
+from tests.cases import core, moe, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -23,6 +23,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.gate_cases,
     core.embedding_cases,
     core.sample_cases,
+    moe.route_cases,
     norms.norm_cases,
     norms.softcap_cases,
 ]

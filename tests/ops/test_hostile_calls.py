@@ -37,6 +37,7 @@ def sound(op: str) -> list[Any]:
         "attention": [f(1, 2, 4, 8), f(1, 3, 2, 8), f(1, 3, 2, 8), torch.tensor([3]), 0.5, True, 0],
         "silu_mul": [f(2, 8), f(2, 8)],
         "gelu_mul": [f(2, 8), f(2, 8), True],
+        "moe_route": [f(2, 8), 2, True],
         "embedding": [i(2, dtype=torch.int64), f(4, 8), torch.float32],
         "sample": [f(2, 8), f(2), f(2, dtype=torch.int64), f(2), i(2), i(2)],
         "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2)],

@@ -12,6 +12,7 @@ from nybble.ops.reference.attention import attention
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.matmul import matmul
+from nybble.ops.reference.moe import moe_route
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.reference.qmatmul import qmatmul
 from nybble.ops.reference.rope import rope_
@@ -30,6 +31,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "silu_mul": silu_mul,
     "gelu_mul": gelu_mul,
+    "moe_route": moe_route,
     "embedding": embedding,
     "sample": sample,
     "repetition_penalty_": repetition_penalty_,
