@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from nybble.compat.exl2.attention import free_q_attn as free_q_attn
+from nybble.compat.exl2.attention import make_q_attn as make_q_attn
+from nybble.compat.exl2.attention import q_attn_forward_1 as q_attn_forward_1
+from nybble.compat.exl2.attention import q_attn_forward_2 as q_attn_forward_2
+from nybble.compat.exl2.attention import q_attn_set_loras as q_attn_set_loras
 from nybble.compat.exl2.matrix import free_q_matrix as free_q_matrix
 from nybble.compat.exl2.matrix import make_q_matrix as make_q_matrix
 from nybble.compat.exl2.matrix import make_q_matrix_split as make_q_matrix_split
+from nybble.compat.exl2.mlp import free_q_mlp as free_q_mlp
+from nybble.compat.exl2.mlp import free_q_moe_mlp as free_q_moe_mlp
+from nybble.compat.exl2.mlp import make_q_mlp as make_q_mlp
+from nybble.compat.exl2.mlp import make_q_moe_mlp as make_q_moe_mlp
+from nybble.compat.exl2.mlp import q_mlp_forward_ as q_mlp_forward_
+from nybble.compat.exl2.mlp import q_mlp_set_loras as q_mlp_set_loras
+from nybble.compat.exl2.mlp import q_moe_mlp_forward_ as q_moe_mlp_forward_
 from nybble.compat.exl2.norms import (
     head_norm,
     head_norm_,
