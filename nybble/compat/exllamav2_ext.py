@@ -26,6 +26,16 @@ from nybble.compat.exl2.norms import (
     rms_norm_,
     softcap_,
 )
+from nybble.compat.exl2.parallel import free_tp_context as free_tp_context
+from nybble.compat.exl2.parallel import gemm_half_q_half_tp as gemm_half_q_half_tp
+from nybble.compat.exl2.parallel import make_tp_context as make_tp_context
+from nybble.compat.exl2.parallel import tp_all_reduce as tp_all_reduce
+from nybble.compat.exl2.parallel import tp_broadcast as tp_broadcast
+from nybble.compat.exl2.parallel import tp_cross_device_barrier as tp_cross_device_barrier
+from nybble.compat.exl2.parallel import tp_gather as tp_gather
+from nybble.compat.exl2.parallel_attention import tp_attn_forward_ as tp_attn_forward_
+from nybble.compat.exl2.parallel_attention import tp_attn_forward_paged_ as tp_attn_forward_paged_
+from nybble.compat.exl2.parallel_blocks import tp_mlp_forward_ as tp_mlp_forward_
 from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
 
 __all__ = [
