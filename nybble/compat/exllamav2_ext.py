@@ -29,6 +29,7 @@ from nybble.compat.exl2.norms import (
 from nybble.compat.exl2.parallel import free_tp_context as free_tp_context
 from nybble.compat.exl2.parallel import gemm_half_q_half_tp as gemm_half_q_half_tp
 from nybble.compat.exl2.parallel import make_tp_context as make_tp_context
+from nybble.compat.exl2.parallel import rms_norm_tp as rms_norm_tp
 from nybble.compat.exl2.parallel import tp_all_reduce as tp_all_reduce
 from nybble.compat.exl2.parallel import tp_broadcast as tp_broadcast
 from nybble.compat.exl2.parallel import tp_cross_device_barrier as tp_cross_device_barrier

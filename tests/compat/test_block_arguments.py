@@ -101,6 +101,7 @@ def sound() -> dict[str, Callable[[], list[Any]]]:
         "gemm_half_q_half_tp": lambda: [
             [half(3, 32)] * 2, matrices(32, 16), [half(3, 16), half(3, 16)], False, context(), -1,
         ],
+        "rms_norm_tp": lambda: [[half(3, 8)] * 2, [half(8)] * 2, [half(3, 8), half(3, 8)], 1e-5, context()],
         "tp_attn_forward_": tp_attention_without_pages,
         "tp_attn_forward_paged_": tp_attention,
         "tp_mlp_forward_": lambda: [
@@ -225,7 +226,7 @@ def test_wrong_arguments_are_refused(name: str) -> None:
 @pytest.mark.parametrize("other", ["text", "freed"])
 def test_a_handle_of_another_kind_or_freed(name: str, other: str) -> None:
     arguments = sound()[name]()
-    at = 4 if name == "gemm_half_q_half_tp" else 0
+    at = 4 if name in ("gemm_half_q_half_tp", "rms_norm_tp") else 0
     if other == "text":
         arguments[at] = _handles.new("text")
     else:

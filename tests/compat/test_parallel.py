@@ -20,6 +20,7 @@ from tests.compat.making import (
     handle,
     mlp_arguments,
     packed,
+    rms_norm,
     tables,
 )
 
@@ -131,6 +132,13 @@ def test_products_of_the_parts_are_the_product() -> None:
     ext.free_tp_context(tp)
     with pytest.raises(RuntimeError, match="freed"):
         ext.tp_cross_device_barrier(tp, KV, -1, 0, 1)
+
+
+def test_norm_of_every_shard() -> None:
+    x, w, y = [half(3, 8), half(2, 8)], [half(8), half(8)], [half(3, 8), half(2, 8)]
+    ext.rms_norm_tp(x, w, y, 1e-5, context())
+    for one, weight, got in zip(x, w, y, strict=True):
+        close(got, rms_norm(one, weight))
 
 
 @pytest.mark.parametrize("gelu", [False, True])

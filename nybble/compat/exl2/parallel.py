@@ -18,6 +18,7 @@ from nybble import ops
 from nybble.compat import _args, _handles
 from nybble.compat.exl2 import _layers
 from nybble.compat.exl2._layers import Projection
+from nybble.compat.exl2.norms import rms_norm
 
 QUERIES = 4  # the number of the split by query heads
 
@@ -270,6 +271,27 @@ def gemm_half_q_half_tp(
             todo.append((x, layer, y))
     for x, layer, y in todo:
         y.copy_(layer(x))
+
+
+def rms_norm_tp(
+    x: list[Tensor], w: list[Tensor], y: list[Tensor], epsilon: float, tp_context: int
+) -> None:
+    """``y[i] = x[i] w[i] / sqrt(mean(x[i]^2) + epsilon)`` for every shard.
+
+    Args:
+        x, y: one a shard, float16 ``[M, D]``; y is written and may be x.
+        w: one a shard, float16 ``[D]``.
+        tp_context: from :func:`make_tp_context`.
+
+    Raises ``RuntimeError`` for what does not fit, ``TypeError`` for an argument of another type.
+    """
+    _handles.get(tp_context, TpContext, name="rms_norm_tp")
+    rows = _layers.sequence("x", x)
+    weights, targets = listed("w", w, rows), listed("y", y, rows)
+    for i, (one, weight, target) in enumerate(zip(rows, weights, targets, strict=True)):
+        for name, value in (("x", one), ("w", weight), ("y", target)):
+            _args.dtype(f"{name}[{i}]", value, "kHalf")
+        rms_norm(one, weight, target, epsilon)
 
 
 def _parts(name: str, split: Any) -> tuple[Part, ...]:
