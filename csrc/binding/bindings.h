@@ -58,6 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
 void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
                             const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
                             int64_t sustain, int64_t decay);
+std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool renormalize);
 
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);

@@ -41,6 +41,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("cached_attention_", TORCH_BOX(&cached_attention_cpu));
   m.impl("silu_mul", TORCH_BOX(&silu_mul_cpu));
   m.impl("gelu_mul", TORCH_BOX(&gelu_mul_cpu));
+  m.impl("moe_route", TORCH_BOX(&moe_route_cpu));
   m.impl("embedding", TORCH_BOX(&embedding_cpu));
   m.impl("sample", TORCH_BOX(&sample_cpu));
   m.impl("sample_chain", TORCH_BOX(&sample_chain_cpu));

@@ -33,6 +33,21 @@ from nybble.compat.exl2.matrix import (
     tensor_remap,
     tensor_remap_4bit,
 )
+from nybble.compat.exl2.attention import free_q_attn as free_q_attn
+from nybble.compat.exl2.attention import make_q_attn as make_q_attn
+from nybble.compat.exl2.attention import q_attn_forward_1 as q_attn_forward_1
+from nybble.compat.exl2.attention import q_attn_forward_2 as q_attn_forward_2
+from nybble.compat.exl2.attention import q_attn_set_loras as q_attn_set_loras
+from nybble.compat.exl2.matrix import free_q_matrix as free_q_matrix
+from nybble.compat.exl2.matrix import make_q_matrix as make_q_matrix
+from nybble.compat.exl2.matrix import make_q_matrix_split as make_q_matrix_split
+from nybble.compat.exl2.mlp import free_q_mlp as free_q_mlp
+from nybble.compat.exl2.mlp import free_q_moe_mlp as free_q_moe_mlp
+from nybble.compat.exl2.mlp import make_q_mlp as make_q_mlp
+from nybble.compat.exl2.mlp import make_q_moe_mlp as make_q_moe_mlp
+from nybble.compat.exl2.mlp import q_mlp_forward_ as q_mlp_forward_
+from nybble.compat.exl2.mlp import q_mlp_set_loras as q_mlp_set_loras
+from nybble.compat.exl2.mlp import q_moe_mlp_forward_ as q_moe_mlp_forward_
 from nybble.compat.exl2.norms import (
     head_norm,
     head_norm_,
@@ -42,6 +57,17 @@ from nybble.compat.exl2.norms import (
     rms_norm_,
     softcap_,
 )
+from nybble.compat.exl2.parallel import free_tp_context as free_tp_context
+from nybble.compat.exl2.parallel import gemm_half_q_half_tp as gemm_half_q_half_tp
+from nybble.compat.exl2.parallel import make_tp_context as make_tp_context
+from nybble.compat.exl2.parallel import rms_norm_tp as rms_norm_tp
+from nybble.compat.exl2.parallel import tp_all_reduce as tp_all_reduce
+from nybble.compat.exl2.parallel import tp_broadcast as tp_broadcast
+from nybble.compat.exl2.parallel import tp_cross_device_barrier as tp_cross_device_barrier
+from nybble.compat.exl2.parallel import tp_gather as tp_gather
+from nybble.compat.exl2.parallel_attention import tp_attn_forward_ as tp_attn_forward_
+from nybble.compat.exl2.parallel_attention import tp_attn_forward_paged_ as tp_attn_forward_paged_
+from nybble.compat.exl2.parallel_blocks import tp_mlp_forward_ as tp_mlp_forward_
 from nybble.compat.exl2.rope import gen_mrope_pos_ids, rope_
 
 __all__ = [

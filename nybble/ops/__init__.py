@@ -18,7 +18,9 @@ from nybble.ops.decode_attention import decode_attention
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.int8 import int8_matmul, layer_norm_int8, quantize_int8
+from nybble.ops.lora import lora_add_
 from nybble.ops.matmul import matmul
+from nybble.ops.moe import moe_apply, moe_route
 from nybble.ops.mrope import VisionSpan, mrope_positions
 from nybble.ops.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.packed import PackedMatrix
@@ -27,6 +29,7 @@ from nybble.ops.qmatmul import qmatmul
 from nybble.ops.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
+from nybble.ops.shards import all_reduce_, broadcast_, gather_columns_
 from nybble.ops.softcap import softcap_
 from nybble.ops.sample_chain import sample_chain
 
@@ -36,6 +39,7 @@ __all__ = [
     "attention",
     "cached_attention_",
     "VisionSpan",
+    "all_reduce_",
     "attention",
     "common_prefix",
     "decode_attention",
@@ -43,6 +47,9 @@ __all__ = [
     "embedding",
     "fp8_decode_",
     "fp8_encode_",
+    "broadcast_",
+    "embedding",
+    "gather_columns_",
     "gelu_mul",
     "gptq_group_",
     "kv_dequantize_",
@@ -55,6 +62,10 @@ __all__ = [
     "matmul",
     "paley1",
     "paley2",
+    "lora_add_",
+    "matmul",
+    "moe_apply",
+    "moe_route",
     "mrope_positions",
     "paged_runs",
     "qmatmul",

@@ -26,6 +26,7 @@ SCHEMAS: dict[str, str] = {
     "Tensor(c!) values, Tensor lengths, float scale, int window) -> Tensor",
     "silu_mul": "(Tensor gate, Tensor up) -> Tensor",
     "gelu_mul": "(Tensor gate, Tensor up, bool tanh) -> Tensor",
+    "moe_route": "(Tensor logits, int k, bool renormalize) -> (Tensor, Tensor)",
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",
     "sample": "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor random) -> Tensor",
     "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty) -> ()",

@@ -16,6 +16,7 @@ from tests.cases import core, kv, norms
 from tests.cases import core, decode_attention, int8
 from tests.cases import core, sampling
 from tests.cases import core, kv, matrix, norms
+from tests.cases import core, moe, norms
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -33,6 +34,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     quantize.quantize_error_cases,
     quantize.gptq_group_cases,
     quantize.anneal_knapsack_cases,
+    moe.route_cases,
     norms.norm_cases,
     norms.softcap_cases,
     kv.kv_cases,

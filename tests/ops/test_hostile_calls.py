@@ -49,6 +49,7 @@ def sound(op: str) -> list[Any]:
                               f(1, 2, 5, 8), f(1, 2, 5, 8), torch.tensor([4]), 0.5, 0],
         "silu_mul": [f(2, 8), f(2, 8)],
         "gelu_mul": [f(2, 8), f(2, 8), True],
+        "moe_route": [f(2, 8), 2, True],
         "embedding": [i(2, dtype=torch.int64), f(4, 8), torch.float32],
         "sample": [f(2, 8), f(2), f(2, dtype=torch.int64), f(2), i(2), i(2)],
         "repetition_penalty_": [f(2, 8), i(2, 3, dtype=torch.int64), f(2)],

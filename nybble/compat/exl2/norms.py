@@ -21,7 +21,7 @@ def rms_norm(x: Any, w: Any, y: Any, epsilon: Any) -> None:
     x, y = _wide("x", x), _wide("y", y)
     w = _args.contiguous("w", _args.dtype("w", w, "kHalf"))
     _same_rows(x, w, y)
-    y.copy_(ops.rms_norm(_finite(x), w, _args.number("epsilon", epsilon), dtype=y.dtype))
+    y.copy_(ops.rms_norm(finite(x), w, _args.number("epsilon", epsilon), dtype=y.dtype))
 
 
 def rms_norm_(x: Any, w: Any, epsilon: Any) -> None:
@@ -35,7 +35,7 @@ def layer_norm(x: Any, w: Any, b: Any, y: Any, epsilon: Any) -> None:
     _same_rows(x, w, y)
     if b is not None:
         _match("b and w", b.shape == w.shape)
-    y.copy_(ops.layer_norm(_finite(x), w, b, _args.number("epsilon", epsilon)))
+    y.copy_(ops.layer_norm(finite(x), w, b, _args.number("epsilon", epsilon)))
 
 
 def layer_norm_(x: Any, w: Any, b: Any, epsilon: Any) -> None:
@@ -52,11 +52,11 @@ def head_norm(x: Any, w: Any, b: Any, y: Any, epsilon: Any, rms: Any) -> None:
         _match("b and w", b.shape == w.shape)
     eps = _args.number("epsilon", epsilon)
     if _args.boolean("rms", rms):
-        y.copy_(ops.rms_norm(_finite(x), w, eps))
+        y.copy_(ops.rms_norm(finite(x), w, eps))
         if b is not None:
             y += b
     else:
-        y.copy_(ops.layer_norm(_finite(x), w, b, eps))
+        y.copy_(ops.layer_norm(finite(x), w, b, eps))
 
 
 def head_norm_(x: Any, w: Any, b: Any, epsilon: Any, rms: Any) -> None:
@@ -98,7 +98,8 @@ def _match(names: str, good: bool) -> None:
         raise RuntimeError(f"{names} have incompatible shapes")
 
 
-def _finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> Tensor:
+    """``x``, half held to the range of finite numbers; float32 as it is."""
     if x.dtype == torch.float32:
         return x
     return x.nan_to_num(nan=_HALF_MAX, posinf=_HALF_MAX, neginf=-_HALF_MAX)

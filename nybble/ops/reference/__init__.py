@@ -20,6 +20,7 @@ from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.int8 import int8_matmul, layer_norm_int8, quantize_int8
 from nybble.ops.reference.matmul import matmul
+from nybble.ops.reference.moe import moe_route
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.reference.qmatmul import qmatmul
 from nybble.ops.reference.quantize import gptq_group_, quantize_columns, quantize_error
@@ -46,6 +47,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "cached_attention_": cached_attention_,
     "silu_mul": silu_mul,
     "gelu_mul": gelu_mul,
+    "moe_route": moe_route,
     "embedding": embedding,
     "sample": sample,
     "sample_chain": sample_chain,
