@@ -10,7 +10,6 @@ Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, 
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
                    int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
                    const std::optional<Tensor>& add);
-                   int64_t act_bits);
 Tensor dequantize_cpu(const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                       const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
 Tensor matmul_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
@@ -35,7 +34,6 @@ Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act);  // act(le
 Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype);
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                   const Tensor& min_p, const Tensor& random);
-void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty);
 std::tuple<Tensor, Tensor> quantize_columns_cpu(const Tensor& x, const Tensor& scales, int64_t zero, int64_t max_code);
 Tensor quantize_error_cpu(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
                           double norm);

@@ -9,15 +9,13 @@ tensor([[2., 2., 2., 2.]])
 from nybble.ops.anneal import anneal_knapsack
 from nybble.ops.attention import attention
 from nybble.ops.cached_attention import cached_attention_
+from nybble.ops.decode_attention import decode_attention
 from nybble.ops.dequantize import dequantize
 from nybble.ops.embedding import embedding
 from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.hadamard import paley1, paley2
-from nybble.ops.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
-from nybble.ops.decode_attention import decode_attention
-from nybble.ops.embedding import embedding
-from nybble.ops.gate import gelu_mul, silu_mul
 from nybble.ops.int8 import int8_matmul, layer_norm_int8, quantize_int8
+from nybble.ops.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
 from nybble.ops.lora import lora_add_
 from nybble.ops.matmul import matmul
 from nybble.ops.moe import moe_apply, moe_route
@@ -29,45 +27,41 @@ from nybble.ops.qmatmul import qmatmul
 from nybble.ops.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.rope import rope_
 from nybble.ops.sample import repetition_penalty_, sample
+from nybble.ops.sample_chain import sample_chain
 from nybble.ops.shards import all_reduce_, broadcast_, gather_columns_
 from nybble.ops.softcap import softcap_
-from nybble.ops.sample_chain import sample_chain
 
 __all__ = [
     "PackedMatrix",
-    "anneal_knapsack",
-    "attention",
-    "cached_attention_",
     "VisionSpan",
     "all_reduce_",
+    "anneal_knapsack",
     "attention",
+    "broadcast_",
+    "cached_attention_",
     "common_prefix",
     "decode_attention",
     "dequantize",
     "embedding",
     "fp8_decode_",
     "fp8_encode_",
-    "broadcast_",
-    "embedding",
     "gather_columns_",
     "gelu_mul",
     "gptq_group_",
+    "int8_matmul",
     "kv_dequantize_",
     "kv_quantize_",
     "layer_norm",
     "layer_norm_",
-    "int8_matmul",
-    "layer_norm",
     "layer_norm_int8",
-    "matmul",
-    "paley1",
-    "paley2",
     "lora_add_",
     "matmul",
     "moe_apply",
     "moe_route",
     "mrope_positions",
     "paged_runs",
+    "paley1",
+    "paley2",
     "qmatmul",
     "quantize_columns",
     "quantize_error",

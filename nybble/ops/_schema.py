@@ -7,7 +7,6 @@ import torch
 SCHEMAS: dict[str, str] = {
     "qmatmul": "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, Tensor? bias, "
     "int N, int act_bits, Tensor? norm=None, float eps=0.0, int gate=-1, Tensor? add=None) -> Tensor",
-    "int N, int act_bits) -> Tensor",
     "dequantize": "(Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, int K, int N, "
     "ScalarType dtype) -> Tensor",
     "matmul": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
@@ -29,7 +28,6 @@ SCHEMAS: dict[str, str] = {
     "moe_route": "(Tensor logits, int k, bool renormalize) -> (Tensor, Tensor)",
     "embedding": "(Tensor ids, Tensor weight, ScalarType dtype) -> Tensor",
     "sample": "(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor random) -> Tensor",
-    "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty) -> ()",
     "quantize_columns": "(Tensor x, Tensor scales, int zero, int max_code) -> (Tensor, Tensor)",
     "quantize_error": "(Tensor x, Tensor scales, Tensor factors, int zero, int max_code, float norm) -> Tensor",
     "gptq_group_": "(Tensor(a!) weight, Tensor(b!) codes, Tensor(c!) error, Tensor cholesky, Tensor scales, "

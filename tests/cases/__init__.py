@@ -11,12 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core, quantize
-from tests.cases import core, kv, norms
-from tests.cases import core, decode_attention, int8
-from tests.cases import core, sampling
-from tests.cases import core, kv, matrix, norms
-from tests.cases import core, moe, norms
+from tests.cases import core, decode_attention, int8, kv, matrix, moe, norms, quantize, sampling
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [

@@ -11,14 +11,12 @@ from typing import Any
 from nybble.ops.reference.anneal import anneal_knapsack
 from nybble.ops.reference.attention import attention
 from nybble.ops.reference.cached_attention import cached_attention_
+from nybble.ops.reference.decode_attention import decode_attention
 from nybble.ops.reference.dequantize import dequantize
 from nybble.ops.reference.embedding import embedding
 from nybble.ops.reference.gate import gelu_mul, silu_mul
-from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
-from nybble.ops.reference.decode_attention import decode_attention
-from nybble.ops.reference.embedding import embedding
-from nybble.ops.reference.gate import gelu_mul, silu_mul
 from nybble.ops.reference.int8 import int8_matmul, layer_norm_int8, quantize_int8
+from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv_quantize_
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.moe import moe_route
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
@@ -26,8 +24,8 @@ from nybble.ops.reference.qmatmul import qmatmul
 from nybble.ops.reference.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.reference.rope import rope_
 from nybble.ops.reference.sample import repetition_penalty_, sample
-from nybble.ops.reference.softcap import softcap_
 from nybble.ops.reference.sample_chain import sample_chain
+from nybble.ops.reference.softcap import softcap_
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "qmatmul": qmatmul,
