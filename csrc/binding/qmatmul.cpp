@@ -11,7 +11,7 @@ namespace {
 Tensor prepared(const Check& check, const Tensor& x, const std::optional<Tensor>& norm, double eps, int64_t gate) {
   check.that(!norm.has_value() || gate < 0, "norm and gate are both given, expected one of them");
   check.that(x.dim() >= 1, "x has shape [], expected [..., K]");
-  if (norm.has_value()) return rms_norm_cpu(x, *norm, eps);
+  if (norm.has_value()) return rms_norm_cpu(x, *norm, eps, std::nullopt);
   return gate < 0 ? x : gate_halves_cpu("qmatmul", x, gate);
 }
 

@@ -12,9 +12,9 @@ from nybble.compat.exl2.attention import (
 from nybble.compat.exl2.cache import (
     cache_rotate,
     count_match,
+    fp8_to_fp16,
     fp16_to_fp8,
     fp16_to_q_kv,
-    fp8_to_fp16,
     q_to_fp16_kv,
 )
 from nybble.compat.exl2.loader import stloader_read
@@ -93,9 +93,9 @@ __all__ = [
     "fast_copy_cpu",
     "fast_fadd_cpu",
     "fast_fill_cpu_ones_bool",
+    "fp8_to_fp16",
     "fp16_to_fp8",
     "fp16_to_q_kv",
-    "fp8_to_fp16",
     "free_q_attn",
     "free_q_matrix",
     "free_q_mlp",
