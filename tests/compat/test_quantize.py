@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from nybble.compat import exllamav2_ext as ext
+from nybble.formats.exl2 import Exl2Linear
+from nybble.ops.packed import dequantize
 
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = torch.empty((1, 1), device="meta")
@@ -88,6 +90,69 @@ def test_quantize_range_example() -> None:
     assert quant.tolist() == [[0.5, 1, -1, 3.5], [7] * 4]
     assert torch.allclose(error, torch.tensor([[-0.1, -0.1, -0.05, 0.5], [7.0] * 4]))
     assert torch.allclose(w, torch.tensor([[0.5, 1, -1, 3.5], [0.2, 0.3, 0.35, -0.1]]))
+
+
+def find_scales(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The old converter's search in one group: scale indices, largest scale, scales, place of the best factor."""
+    zero, last = 2.0 ** (bits - 1), 2.0**bits - 1
+    base = (x.abs().amax(0) + 1e-12) / (last / 2)
+    top = base.max()
+    index = (16 * (base / top).sqrt()).round().clamp(1, 16).to(torch.int16)
+    trial = (index / 16).square() * top
+    sums = torch.zeros(97, 128)
+    ext.quantize_err(x, sums, trial, zero, last, 3.5, 0.7, 1.2, 96)
+    best = int(sums.sum(1).argmin())
+    largest = (top * (1.2 * best / 96 + 0.7 * (1 - best / 96))).half()
+    scales = (index.float().square() * (largest.float() / 256).half().float()).half().float()
+    return index, largest, scales, best
+
+
+def test_scale_search_example() -> None:
+    r, c = torch.arange(32.0)[:, None], torch.arange(4.0)
+    x = (1 + 3 * r + 7 * c).double().sin().pow(3).mul((c + 1) / 10).float()
+    index, largest, scales, best = find_scales(x, 4)
+    assert (index.tolist(), best) == ([8, 11, 14, 16], 73)
+    bits = [largest.view(torch.int16).item(), *scales.half().view(torch.int16).tolist()]
+    assert bits == [0x2B5E, 0x235E, 0x26F7, 0x29A4, 0x2B5E]
+    codes = torch.zeros(32, 4, dtype=torch.int16)
+    ext.quantize_range_inplace(x, scales, codes, 8.0, 15.0, 0, 32)
+    assert codes[:4].tolist() == [[12, 15, 10, 8], [5, 1, 5, 8], [10, 15, 12, 8], [7, 1, 3, 8]]
+
+
+def test_a_converted_layer_reads_back_as_quantized() -> None:
+    """The old converter's steps on one layer of two widths; the reader of the format must give the same weights."""
+    K, N, widths = 96, 32, [6, 4, 4]
+    inputs = torch.randn(300, K) @ torch.randn(K, K)
+    hessian = inputs.T @ inputs + 0.1 * torch.eye(K)
+    order = hessian.diagonal().argsort(descending=True)
+    inverse = torch.linalg.inv(hessian[order][:, order].double())
+    U = torch.linalg.cholesky(inverse, upper=True).float()
+    w, quant, error = torch.randn(K, N), torch.zeros(K, N), torch.zeros(K, N)
+    codes = torch.zeros(K, N, dtype=torch.int16)
+    packed, indices, largest, groups = [], [], [], []
+    for g, bits in enumerate(widths):
+        a, b = 32 * g, 32 * g + 32
+        index, top, scales, _ = find_scales(w[a:b], bits)
+        grid = (2.0 ** (bits - 1), 2.0**bits - 1)
+        ext.quantize_range(quant, scales, codes, *grid, U, w, error, a, b)
+        out = torch.zeros(bits, N, dtype=torch.int32)
+        ext.pack_columns(codes[a:b], out, bits)
+        groups += [bits, sum(len(p) for p in packed)]
+        packed.append(out)
+        indices.append(index)
+        largest.append(top)
+    q_scale = torch.zeros(len(widths), N // 8, dtype=torch.int32)
+    ext.pack_rows_4(torch.stack(indices), q_scale)
+    layer = Exl2Linear(
+        q_weight=torch.cat(packed),
+        q_scale=q_scale,
+        q_scale_max=torch.stack(largest),
+        q_groups=torch.tensor(groups, dtype=torch.int16),
+        q_invperm=order.argsort().int(),
+    )
+    layer.validate()
+    read = dequantize(layer.to_packed()).half().float()  # the old matrix held halves
+    assert torch.equal(read, quant[order.argsort()])
 
 
 def anneal(slots: list[list[tuple[int, float]]], max_cost: int, norm: float = 2.0) -> Any:
