@@ -39,9 +39,10 @@ void kv(Check check, const Tensor& x, const Tensor& codes, const Tensor& scales,
   args.T = check["H"] * check["D"];
   for (int64_t r = 0; r < args.n; ++r) {
     const int64_t begin = args.runs[2 * r], end = args.runs[2 * r + 1];
-    check.that(0 <= begin && begin <= end && end <= N, "runs[", r, "] is ", begin, " to ", end, ", expected tokens in order from 0 to ", N);
-    check.that(begin * args.T % 64 == 0 && end * args.T % 64 == 0, "runs[", r, "] is ", begin, " to ", end, " tokens of ", args.T,
-               " elements, expected whole groups of 64");
+    check.that(0 <= begin && begin <= end && end <= N, "runs[", r, "] is ", begin, " to ", end,
+               ", expected tokens in order from 0 to ", N);
+    check.that(begin * args.T % 64 == 0 && end * args.T % 64 == 0, "runs[", r, "] is ", begin, " to ", end,
+               " tokens of ", args.T, " elements, expected whole groups of 64");
   }
   args.x = x.data_ptr();
   args.codes = codes.data_ptr();
@@ -51,8 +52,8 @@ void kv(Check check, const Tensor& x, const Tensor& codes, const Tensor& scales,
 }
 
 template <typename Kernel>
-void fp8(Check check, const Tensor& to, const char* to_name, ScalarType to_type, const Tensor& from, const char* from_name,
-         ScalarType from_type, Kernel kernel) {
+void fp8(Check check, const Tensor& to, const char* to_name, ScalarType to_type, const Tensor& from,
+         const char* from_name, ScalarType from_type, Kernel kernel) {
   check.type(to, to_name, to_type);
   check.type(from, from_name, from_type);
   check.shape(to, to_name, {"...", "D"});
