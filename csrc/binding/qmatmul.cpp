@@ -7,8 +7,8 @@
 namespace nybble::binding {
 
 Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
-                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
-                   int64_t act_bits) {
+                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
+                   int64_t N, int64_t act_bits) {
   Check check("qmatmul");
   QMatmulArgs args{};
   args.x_dtype = check.floats(x, "x");
