@@ -1,5 +1,5 @@
-// A packed matrix's tensors at the border. Everything the kernels index with is checked on every call: the block table and
-// the permutation are small beside the matrix, and a wrong index would read or write outside the tensors.
+// A packed matrix's tensors at the border. Everything the kernels index with is checked on every call: the block table
+// and the permutation are small beside the matrix, and a wrong index would read or write outside the tensors.
 #pragma once
 #include "binding/check.h"
 #include "ops/qmatmul.h"
@@ -27,7 +27,7 @@ inline int64_t column_block_bytes(const Check& check, const int32_t* blocks, int
   return bytes;
 }
 
-// Binds N and more letters. K is the matrix's height, and `from` says where it was read.
+// Binds N and the layout's letters. K and N are the matrix's true sizes.
 inline Packed check_packed(Check& check, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                            const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N) {
   check.that(N >= 0 && N <= INT64_MAX - kPackColumns, "N is ", N, ", expected 0 or more");
@@ -67,8 +67,13 @@ inline Packed check_packed(Check& check, const Tensor& weight, const Tensor& sca
   } else {
     check.that(rows_packed >= K, "K is ", K, ", but blocks hold only ", rows_packed, " rows");
   }
-  return {static_cast<const uint8_t*>(weight.data_ptr()), static_cast<const uint16_t*>(scales.data_ptr()),
-          static_cast<const float*>(pointer(zeros)), static_cast<const int32_t*>(pointer(perm)), table, KB, G};
+  return {static_cast<const uint8_t*>(weight.data_ptr()),
+          static_cast<const uint16_t*>(scales.data_ptr()),
+          static_cast<const float*>(pointer(zeros)),
+          static_cast<const int32_t*>(pointer(perm)),
+          table,
+          KB,
+          G};
 }
 
 }  // namespace nybble::binding

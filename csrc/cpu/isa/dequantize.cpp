@@ -43,8 +43,10 @@ void write_tile(const DequantizeArgs& a, const uint8_t* tile, int64_t kb, int64_
         store(code, __builtin_convertvector((I32)(codes[r / 4] >> (8 * (r % 4)) & 0xff), F32));
         const Vec w = (Vec::load(code + v) - zero) * scale;
         T* to = static_cast<T*>(a.y) + row * a.N + n0 + column;
-        if (count == W) w.store(to);
-        else w.store_n(to, count);
+        if (count == W)
+          w.store(to);
+        else
+          w.store_n(to, count);
       }
     }
   }
@@ -64,7 +66,8 @@ Status dequantize(const DequantizeArgs& a) {
       for (int64_t kb = begin; kb < end; ++kb) {
         with_bits(a.blocks[2 * kb], [&](auto bits) {
           const uint8_t* tile = first;
-          for (int64_t n = 0; n < a.N; n += kPackColumns, tile += column_bytes) write_tile<bits.value, T>(a, tile, kb, n);
+          for (int64_t n = 0; n < a.N; n += kPackColumns, tile += column_bytes)
+            write_tile<bits.value, T>(a, tile, kb, n);
         });
         first += 64 * a.blocks[2 * kb];
       }
