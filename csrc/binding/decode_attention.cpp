@@ -26,8 +26,8 @@ Tensor decode_attention_cpu(const Tensor& q_in, const Tensor& k_cache, const Ten
   check.type(k_cache, "k_cache", q_in.scalar_type());
   check.shape(k_cache, "k_cache", {"B", "Hk", "D/x", "L", "x"});
   check.contiguous(k_cache, "k_cache");
-  check.that(args.Hk > 0 && args.H % args.Hk == 0, "q has H = ", args.H, " heads, expected a multiple of v_cache's Hk = ",
-             args.Hk);
+  check.that(args.Hk > 0 && args.H % args.Hk == 0, "q has H = ", args.H,
+             " heads, expected a multiple of v_cache's Hk = ", args.Hk);
   check.type(lengths, "lengths", ScalarType::Long);
   check.shape(lengths, "lengths", {"B"});
   const Tensor filled = torch::stable::contiguous(lengths);

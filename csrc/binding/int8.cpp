@@ -24,10 +24,14 @@ void one_a_row(const Check& check, const Tensor& x, const Tensor& x_scale) {
 
 DType float_type(const Check& check, ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return DType::f32;
-    case ScalarType::Half: return DType::f16;
-    case ScalarType::BFloat16: return DType::bf16;
-    default: break;
+    case ScalarType::Float:
+      return DType::f32;
+    case ScalarType::Half:
+      return DType::f16;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    default:
+      break;
   }
   check.that(false, "dtype is ", dtype_name(type), ", expected float32, float16 or bfloat16");
   return DType::f32;

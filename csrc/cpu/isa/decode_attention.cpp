@@ -1,8 +1,8 @@
-// One query a head over a ring of keys and values, with a running maximum. The heads that share a KV head are taken together,
-// up to kHeads at a time, so that keys and values are read once for all of them.
+// One query a head over a ring of keys and values, with a running maximum. The heads that share a KV head are taken
+// together, up to kHeads at a time, so that keys and values are read once for all of them.
 //
-// Keys of one KV head: [D/X][L][X]. In a chunk the slots lie side by side, X channels each: a vector holds the same channels
-// of neighbouring slots, or half of one slot's, and meets a vector of q that repeats the chunk's X channels.
+// Keys of one KV head: [D/X][L][X]. In a chunk the slots lie side by side, X channels each: a vector holds the same
+// channels of neighbouring slots, or half of one slot's, and meets a vector of q that repeats the chunk's X channels.
 #include "ops/decode_attention.h"
 
 #include <atomic>
@@ -29,7 +29,7 @@ constexpr int64_t kX = 16 / sizeof(T);  // channels of a chunk
 template <typename T>
 constexpr int64_t kRepeat = W > kX<T> ? W : kX<T>;
 
-// Heads [h0, h0 + R) of sequence b, KV head g, and their running state: the padded rows of q and out are `padded` floats.
+// Heads [h0, h0 + R) of sequence b, on KV head g, and their running state.
 struct Work {
   int64_t b, g, h0, padded;
   float *q, *out;  // q [R][D/X][kRepeat], out [R][padded]
@@ -61,7 +61,8 @@ inline void load_all(const T* p, Vec (&v)[kVecs]) {
   for (int j = 0; j < kVecs; ++j) v[j] = Vec::load(p + j * W);
 }
 
-// scores[r][i] = q[r] . k[s + i] for i < count. Every loop over `sum` is unrolled, or the compiler would keep it in memory.
+// scores[r][i] = q[r] . k[s + i] for i < count. Every loop over `sum` is unrolled, or the compiler would keep it in
+// memory.
 template <int R, typename T>
 void find_scores(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t count, float (*scores)[kSlots]) {
   constexpr int64_t X = kX<T>;
@@ -77,12 +78,15 @@ void find_scores(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t
     for (int64_t c = 0; c < chunks; ++c) {
       const float* q = w.q + c * kRepeat<T>;
       Vec key[kVecs];
-      if (whole) load_all(keys + c * a.L * X + f, key);
-      else load_some(keys + c * a.L * X + f, flat - f, key);
+      if (whole)
+        load_all(keys + c * a.L * X + f, key);
+      else
+        load_some(keys + c * a.L * X + f, flat - f, key);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int j = 0; j < kVecs; ++j) sum[r][j] = fma(key[j], Vec::load(q + r * q_stride + j * W % kRepeat<T>), sum[r][j]);
+        for (int j = 0; j < kVecs; ++j)
+          sum[r][j] = fma(key[j], Vec::load(q + r * q_stride + j * W % kRepeat<T>), sum[r][j]);
     }
     float lanes[R][kVecs * W];
 #pragma GCC unroll 4
@@ -141,8 +145,10 @@ void add_values(const DecodeAttentionArgs& a, const Work& w, int64_t s, int64_t 
       for (int j = 0; j < kVecs; ++j) sum[r][j] = Vec::load(out + r * w.padded + j * W);
     for (int64_t i = 0; i < count; ++i) {
       Vec x[kVecs];
-      if (whole) load_all(values + i * a.D + d, x);
-      else load_some(values + i * a.D + d, a.D - d, x);
+      if (whole)
+        load_all(values + i * a.D + d, x);
+      else
+        load_some(values + i * a.D + d, a.D - d, x);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const Vec weight = Vec::set(weights[r][i]);
@@ -206,10 +212,17 @@ Status run(const DecodeAttentionArgs& a) {
       w.q = memory;
       w.out = memory + q_floats;
       switch (smaller(kHeads, (w.g + 1) * group - w.h0)) {
-        case 1: attend<1, T>(a, w); break;
-        case 2: attend<2, T>(a, w); break;
-        case 3: attend<3, T>(a, w); break;
-        default: attend<kHeads, T>(a, w);
+        case 1:
+          attend<1, T>(a, w);
+          break;
+        case 2:
+          attend<2, T>(a, w);
+          break;
+        case 3:
+          attend<3, T>(a, w);
+          break;
+        default:
+          attend<kHeads, T>(a, w);
       }
     }
   });
