@@ -48,7 +48,7 @@ inline const char* dtype_name(ScalarType type) {
 
 class Check {
  public:
-  explicit Check(const char* op, bool cuda = false) : op_(op), cuda_(cuda) {}
+  explicit Check(const char* op, bool cuda = false) : op_(op), cuda_(cuda) { bound_.reserve(8); }
 
   // Binds a letter by hand, for a size that no tensor states by itself.
   void let(std::string_view letter, int64_t value, std::string_view from) { bound_.push_back({letter, value, from}); }
@@ -255,6 +255,9 @@ inline Tensor dense_last(const Tensor& t) {
   const int64_t last = t.dim() - 1;
   return t.size(last) > 1 && t.stride(last) != 1 ? torch::stable::contiguous(t) : t;
 }
+
+// The same tensor where it is contiguous already: asking torch for that costs more than a small op.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // A new tensor with x's leading sizes and `last` as its last one.
 inline Tensor with_last(const Tensor& x, int64_t last) {

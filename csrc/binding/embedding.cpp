@@ -17,8 +17,8 @@ Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype) 
   shape.push_back(check["D"]);
   Tensor y = torch::stable::new_empty(weight, shape, dtype);
   args.y_dtype = check.floats(y, "dtype");
-  const Tensor dense = torch::stable::contiguous(ids);
-  args.ids = static_cast<const int64_t*>(dense.data_ptr());
+  const Tensor given = dense(ids);
+  args.ids = static_cast<const int64_t*>(given.data_ptr());
   args.weight = weight.data_ptr();
   args.y = y.data_ptr();
   args.R = ids.numel();

@@ -310,7 +310,7 @@ void sample_row(const SampleChainArgs& a, int64_t b, Row& r) {
   if (!start(a, b, r)) return;
 
   const float* values = a.values + b * a.C;
-  for (int64_t s = 0; s < a.S && a.temperature[b] != 0.0f; ++s) {
+  for (int64_t s = 0; s < a.S; ++s) {
     const auto step = static_cast<SampleStep>(a.steps[s]);
     apply(r, step, values, a.removable);
     values += sample_step_values(step);

@@ -37,13 +37,10 @@ def sample_chain(
         row = logits[b].cpu()
         if allowed is not None:
             row = row.masked_fill(~allowed[b].cpu(), -math.inf)
-        t = float(temperature[b])
-        candidates = _start(row, t)
+        candidates = _start(row, float(temperature[b]))
         if candidates is None:
             continue
-        if t > 0:
-            candidates = _apply(candidates, steps, values[b].tolist(), may_go)
-        p, ids = candidates
+        p, ids = _apply(candidates, steps, values[b].tolist(), may_go)
         n = min(top, int((p[:top] > 0).cumprod(0).sum()))
         top_tokens[b, :n], top_probabilities[b, :n] = ids[:n], p[:n].float()
         chosen = _draw(p, float(random[b]))
