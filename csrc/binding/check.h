@@ -269,6 +269,17 @@ inline Tensor with_last(const Tensor& x, int64_t last) {
 
 inline const void* pointer(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 
+// A new CPU tensor. new_empty() asks torch's dispatcher twice, which a small op would feel.
+inline Tensor new_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 // `bytes` of memory on x's device, from a 64-byte boundary, given back when this goes.
 class Scratch {
  public:

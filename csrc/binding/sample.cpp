@@ -69,7 +69,7 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
       per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
   args.B = check["B"];
   args.V = check["V"];
-  Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
+  Tensor token = new_cpu({args.B}, ScalarType::Long);
   if (args.B == 0) return token;
   check.that(args.V > 0, "logits has no columns, expected V >= 1");
   const Rows rows(logits);
@@ -110,10 +110,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
   check.that(top >= 0 && top <= args.V, "top is ", top, ", expected 0 to V = ", args.V);
   args.S = static_cast<int64_t>(steps.size());
   args.top = top;
-  Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
-  Tensor probability = torch::stable::new_empty(logits, {args.B});
-  Tensor top_tokens = torch::stable::new_empty(logits, {args.B, top}, ScalarType::Long);
-  Tensor top_probabilities = torch::stable::new_empty(logits, {args.B, top});
+  Tensor token = new_cpu({args.B}, ScalarType::Long);
+  Tensor probability = new_cpu({args.B}, ScalarType::Float);
+  Tensor top_tokens = new_cpu({args.B, top}, ScalarType::Long);
+  Tensor top_probabilities = new_cpu({args.B, top}, ScalarType::Float);
   if (args.B > 0) {
     check.that(args.V > 0, "logits has no columns, expected V >= 1");
     const Rows rows(logits);
