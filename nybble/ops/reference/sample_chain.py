@@ -204,7 +204,7 @@ def _temper(p: Tensor, ids: Tensor, t: float) -> Candidates:
 def _dynamic_temper(p: Tensor, ids: Tensor, low: float, high: float, power: float) -> Candidates:
     if p.numel() < 2:
         return p, ids
-    share = max(0.0, -float(torch.xlogy(p, p).sum())) / math.log(p.numel())
+    share = min(1.0, max(0.0, -float(torch.xlogy(p, p).sum())) / math.log(p.numel()))
     return _temper(p, ids, low + (high - low) * share**power)
 
 
@@ -220,6 +220,8 @@ def _xtc(
     spared = min(places, key=lambda i: (float(p[i]), -i))
     exceeds[spared] = False
     lost, others = p[exceeds].sum(), p[~exceeds].sum()
+    if others == 0:
+        return p, ids
     return torch.where(exceeds, p * (1 - chance), p * (1 + chance * lost / others)), ids
 
 
