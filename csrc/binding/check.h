@@ -49,7 +49,7 @@ inline const char* dtype_name(ScalarType type) {
 
 class Check {
  public:
-  explicit Check(const char* op, bool cuda = false) : op_(op), cuda_(cuda) {}
+  explicit Check(const char* op, bool cuda = false) : op_(op), cuda_(cuda) { bound_.reserve(8); }
 
   // Binds a letter by hand, for a size that no tensor states by itself.
   void let(std::string_view letter, int64_t value, std::string_view from) { bound_.push_back({letter, value, from}); }
@@ -280,6 +280,9 @@ inline Tensor dense_last(const Tensor& t) {
   return t.size(last) > 1 && t.stride(last) != 1 ? torch::stable::contiguous(t) : t;
 }
 
+// The same tensor where it is contiguous already: asking torch for that costs more than a small op.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
 // A new tensor with x's leading sizes and `last` as its last one.
 inline Tensor with_last(const Tensor& x, int64_t last) {
   const auto sizes = x.sizes();
@@ -289,6 +292,17 @@ inline Tensor with_last(const Tensor& x, int64_t last) {
 }
 
 inline const void* pointer(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
+
+// A new CPU tensor. new_empty() asks torch's dispatcher twice, which a small op would feel.
+inline Tensor new_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
 
 // `bytes` of memory on x's device, from a 64-byte boundary, given back when this goes.
 class Scratch {

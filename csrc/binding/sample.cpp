@@ -14,16 +14,16 @@ template <typename T, typename Good>
 Tensor per_row(Check& check, const Tensor& values, const char* name, const char* expected, Good good) {
   check.type(values, name, std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Long);
   check.shape(values, name, {"B"});
-  Tensor dense = torch::stable::contiguous(values);
-  check.each<T>(dense, name, expected, good);
-  return dense;
+  Tensor given = dense(values);
+  check.each<T>(given, name, expected, good);
+  return given;
 }
 
 std::optional<Tensor> dense_mask(Check& check, const std::optional<Tensor>& mask, const char* name, Letters letters) {
   if (!mask.has_value()) return std::nullopt;
   check.type(*mask, name, ScalarType::Bool);
   check.shape(*mask, name, letters);
-  return torch::stable::contiguous(*mask);
+  return dense(*mask);
 }
 
 // The number of values that the steps take.
@@ -69,7 +69,7 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
       per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
   args.B = check["B"];
   args.V = check["V"];
-  Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
+  Tensor token = new_cpu({args.B}, ScalarType::Long);
   if (args.B == 0) return token;
   check.that(args.V > 0, "logits has no columns, expected V >= 1");
   const Rows rows(logits);
@@ -102,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
   check.let("C", columns(check, steps), "steps");
   check.type(values, "values", ScalarType::Float);
   check.shape(values, "values", {"B", "C"});
-  const Tensor v = torch::stable::contiguous(values);
+  const Tensor v = dense(values);
   args.B = check["B"];
   args.V = check["V"];
   args.C = check["C"];
@@ -110,10 +110,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
   check.that(top >= 0 && top <= args.V, "top is ", top, ", expected 0 to V = ", args.V);
   args.S = static_cast<int64_t>(steps.size());
   args.top = top;
-  Tensor token = torch::stable::new_empty(logits, {args.B}, ScalarType::Long);
-  Tensor probability = torch::stable::new_empty(logits, {args.B});
-  Tensor top_tokens = torch::stable::new_empty(logits, {args.B, top}, ScalarType::Long);
-  Tensor top_probabilities = torch::stable::new_empty(logits, {args.B, top});
+  Tensor token = new_cpu({args.B}, ScalarType::Long);
+  Tensor probability = new_cpu({args.B}, ScalarType::Float);
+  Tensor top_tokens = new_cpu({args.B, top}, ScalarType::Long);
+  Tensor top_probabilities = new_cpu({args.B, top}, ScalarType::Float);
   if (args.B > 0) {
     check.that(args.V > 0, "logits has no columns, expected V >= 1");
     const Rows rows(logits);
@@ -145,9 +145,9 @@ void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Te
   check.distinct(logits, "logits");
   check.type(tokens, "tokens", ScalarType::Long);
   check.shape(tokens, "tokens", {"B", "L"});
-  const Tensor dense = torch::stable::contiguous(tokens);
+  const Tensor given = dense(tokens);
   const int64_t V = check["V"];
-  check.each<int64_t>(dense, "tokens", "-1 (padding) or 0 to V - 1", [V](int64_t t) { return t >= -1 && t < V; });
+  check.each<int64_t>(given, "tokens", "-1 (padding) or 0 to V - 1", [V](int64_t t) { return t >= -1 && t < V; });
   const Tensor factor = per_row<float>(check, penalty, "penalty", "more than 0", [](float v) { return v > 0; });
   const auto number = [](float v) { return v == v; };
   std::optional<Tensor> often, once;
@@ -157,7 +157,7 @@ void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Te
   check.that(decay >= 0, "decay is ", decay, ", expected 0 or more");
   args.logits = static_cast<float*>(logits.data_ptr());
   args.stride = logits.stride(0);
-  args.tokens = static_cast<const int64_t*>(dense.data_ptr());
+  args.tokens = static_cast<const int64_t*>(given.data_ptr());
   args.penalty = static_cast<const float*>(factor.data_ptr());
   args.frequency = static_cast<const float*>(pointer(often));
   args.presence = static_cast<const float*>(pointer(once));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import c_float
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def number(name: str, value: Any) -> float:
     """``value``, an int or float, rounded to float32 as a C ``float`` argument is. Raises ``TypeError``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {type(value).__name__}, expected float")
-    return float(torch.tensor(value, dtype=torch.float64).float())
+    return c_float(value).value
 
 
 def boolean(name: str, value: Any) -> bool:

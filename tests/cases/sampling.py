@@ -134,14 +134,16 @@ def surprise(pairs: Pairs, bits: float) -> Pairs:
 
 
 def temper(pairs: Pairs, t: float) -> Pairs:
-    return [(0.0 if q == 0 else (q / max(pairs)[0]) ** (1 / t), i) for q, i in pairs]
+    most, power = max(pairs)[0], 1 / t if t > 0 else math.inf
+    return [((q / most) ** power, i) for q, i in pairs]
 
 
 def dynamic_temper(pairs: Pairs, low: float, high: float, exponent: float) -> Pairs:
     if len(pairs) == 1:
         return pairs
     entropy = -sum(q * math.log(q) for q, _ in pairs if q > 0)
-    return temper(pairs, low + (high - low) * (entropy / math.log(len(pairs))) ** exponent)
+    share = min(1.0, entropy / math.log(len(pairs)))
+    return temper(pairs, low + (high - low) * share**exponent)
 
 
 def xtc(pairs: Pairs, chance: float, threshold: float, removable: Tensor | None) -> Pairs:
@@ -149,6 +151,8 @@ def xtc(pairs: Pairs, chance: float, threshold: float, removable: Tensor | None)
     least = min((q for q, _ in tops), default=0.0)
     spared = [c for c in tops if c[0] == least][-1:]
     lost = sum(q for q, _ in tops) - least if tops else 0.0
+    if lost >= 1:
+        return pairs
     up = 1 + chance * lost / (1 - lost)
     return [
         (q * (1 - chance) if (q, i) in tops and (q, i) not in spared else q * up, i)
@@ -267,6 +271,7 @@ CHAINS: dict[str, tuple[chain.Step, ...]] = {
     "typical-below": (chain.TypicalBelow(0.6),),
     "surprise": (chain.Surprise(4.0),),
     "temper": (chain.Temper(0.6),),
+    "temper-0": (chain.Temper(0.0),),
     "dynamic-temper": (chain.DynamicTemper(0.4, 1.8, 1.3),),
     "xtc": (chain.Xtc(0.5, 0.06),),
     "sort": (chain.Sort(),),
@@ -312,6 +317,11 @@ def chain_cases() -> Iterator[Case]:
     for name, rows in odd.items():
         yield chain_case(name, rows, (chain.TopK(2), chain.MinP(0.1)), two)
         yield chain_case(f"{name}-greedy", rows, (chain.TopK(2),), two, temperature=0.0)
+    one_hot = torch.full((2, 9), -inf)
+    one_hot[:, 4] = 0.0
+    yield chain_case("xtc-nobody-else", one_hot, (chain.Xtc(1.0, 0.0), chain.MinP(0.1)), two)
+    flat = (chain.DynamicTemper(0.5, 0.5, 3e38), chain.DynamicTemper(0.0, 2.0, 3e38))
+    yield chain_case("flat-dynamic-temper", torch.zeros(2, 97), flat, two)
     yield chain_case("no-rows", torch.zeros(0, 5), (chain.TopK(2),), two[:0])
 
 

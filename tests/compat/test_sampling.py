@@ -87,6 +87,14 @@ def test_a_vocabulary_of_any_width() -> None:
     assert call.tokens.item() == 36 and call.probs.item() == 1
 
 
+def test_temperatures_under_a_hundredth_are_greedy() -> None:
+    logits = torch.tensor([[[0.0, 0.001, 0.002]]])
+    greedy, warm = Call(logits, temperature=0.0099), Call(logits, temperature=0.0101)
+    greedy.run()
+    warm.run()
+    assert greedy.tokens.item() == 2 and greedy.probs.item() == 1 and warm.probs.item() < 1
+
+
 def test_temperature_0_at_the_end_is_greedy() -> None:
     """It gave NaN."""
     call = Call(torch.tensor([[[0.0, 2.0, 1.0]]]), top_k=3, post_temperature=0.0, random=0.99)

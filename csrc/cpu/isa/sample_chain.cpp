@@ -201,25 +201,21 @@ void dynamic_temper(Row& r, const float* v) {
   if (r.n < 2) return;
   double entropy = 0;
   for (int64_t i = 0; i < r.n; ++i) entropy -= r.p[i] > 0 ? r.p[i] * std::log(double(r.p[i])) : 0.0;
-  const double share = std::max(entropy, 0.0) / std::log(double(r.n));
+  const double share = std::min(std::max(entropy, 0.0) / std::log(double(r.n)), 1.0);
   temper(r, v[0] + (double(v[1]) - v[0]) * std::pow(share, double(v[2])));
 }
 
 void xtc(Row& r, float chance, float threshold, const uint8_t* removable) {
   const auto exceeds = [&](int64_t i) { return r.p[i] >= threshold && (!removable || removable[r.id[i]]); };
   int64_t spared = -1;
-  double lost = 0;
   for (int64_t i = 0; i < r.n; ++i) {
-    if (!exceeds(i)) continue;
-    lost += r.p[i];
-    if (spared < 0 || r.p[i] <= r.p[spared]) spared = i;
+    if (exceeds(i) && (spared < 0 || r.p[i] <= r.p[spared])) spared = i;
   }
-  if (spared < 0) return;
-  lost -= r.p[spared];
-  const double others = r.mass() - lost;
-  if (others <= 0) return;
-  const float down = 1.0f - chance, up = float(1.0 + chance * lost / others);
-  for (int64_t i = 0; i < r.n; ++i) r.p[i] *= i != spared && exceeds(i) ? down : up;
+  double lost = 0, others = 0;
+  for (int64_t i = 0; i < r.n; ++i) (i != spared && exceeds(i) ? lost : others) += r.p[i];
+  if (spared < 0 || others == 0) return;
+  const double down = 1.0 - chance, up = 1.0 + chance * lost / others;
+  for (int64_t i = 0; i < r.n; ++i) r.p[i] = float(r.p[i] * (i != spared && exceeds(i) ? down : up));
 }
 
 void apply(Row& r, SampleStep step, const float* v, const uint8_t* removable) {
@@ -310,7 +306,7 @@ void sample_row(const SampleChainArgs& a, int64_t b, Row& r) {
   if (!start(a, b, r)) return;
 
   const float* values = a.values + b * a.C;
-  for (int64_t s = 0; s < a.S && a.temperature[b] != 0.0f; ++s) {
+  for (int64_t s = 0; s < a.S; ++s) {
     const auto step = static_cast<SampleStep>(a.steps[s]);
     apply(r, step, values, a.removable);
     values += sample_step_values(step);

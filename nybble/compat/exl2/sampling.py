@@ -70,9 +70,7 @@ def logit_filter_exclusive(filter: Any, exclusive_lists: Any, /) -> None:
     for row, allowed in zip(listed, exclusive_lists, strict=True):
         if len(allowed) == 0:
             raise IndexError("a list of allowed tokens is empty")
-        ids = torch.tensor(allowed)
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise TypeError("exclusive_lists must be lists of int")
+        ids = torch.frombuffer(array("q", allowed), dtype=torch.int64)
         row[ids[(ids >= 0) & (ids < mask.shape[1])]] = True
     mask &= listed
 

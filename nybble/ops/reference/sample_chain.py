@@ -37,13 +37,10 @@ def sample_chain(
         row = logits[b].cpu()
         if allowed is not None:
             row = row.masked_fill(~allowed[b].cpu(), -math.inf)
-        t = float(temperature[b])
-        candidates = _start(row, t)
+        candidates = _start(row, float(temperature[b]))
         if candidates is None:
             continue
-        if t > 0:
-            candidates = _apply(candidates, steps, values[b].tolist(), may_go)
-        p, ids = candidates
+        p, ids = _apply(candidates, steps, values[b].tolist(), may_go)
         n = min(top, int((p[:top] > 0).cumprod(0).sum()))
         top_tokens[b, :n], top_probabilities[b, :n] = ids[:n], p[:n].float()
         chosen = _draw(p, float(random[b]))
@@ -207,7 +204,7 @@ def _temper(p: Tensor, ids: Tensor, t: float) -> Candidates:
 def _dynamic_temper(p: Tensor, ids: Tensor, low: float, high: float, power: float) -> Candidates:
     if p.numel() < 2:
         return p, ids
-    share = max(0.0, -float(torch.xlogy(p, p).sum())) / math.log(p.numel())
+    share = min(1.0, max(0.0, -float(torch.xlogy(p, p).sum())) / math.log(p.numel()))
     return _temper(p, ids, low + (high - low) * share**power)
 
 
@@ -223,6 +220,8 @@ def _xtc(
     spared = min(places, key=lambda i: (float(p[i]), -i))
     exceeds[spared] = False
     lost, others = p[exceeds].sum(), p[~exceeds].sum()
+    if others == 0:
+        return p, ids
     return torch.where(exceeds, p * (1 - chance), p * (1 + chance * lost / others)), ids
 
 
