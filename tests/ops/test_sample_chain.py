@@ -11,18 +11,19 @@ import torch
 from nybble import ops
 from nybble.ops import sample_steps
 from nybble.ops.reference.sample_chain import STEPS
-from nybble.ops.sample_steps import MinP, Sort, Step, Surprise, Temper, TopK, TopP, Xtc
+from nybble.ops.sample_steps import MinP, Step, Surprise, Temper, TopK, TopP, Xtc
 
 
 def test_each_row_has_its_own_settings_and_does_not_see_the_others() -> None:
     """More rows than threads, so that a thread's memory serves several of them."""
     B = 9
-    logits, random = torch.randn(B, 500) * 3, torch.rand(B)
-    heat, k, p = torch.rand(B) * (torch.arange(B) != 4), torch.arange(B).float() * 7, torch.rand(B)
+    logits, random = torch.randn(B, 500), torch.rand(B)
+    heat = torch.linspace(0.5, 2.0, B) * (torch.arange(B) != 4)  # one row is greedy
+    k, p = torch.arange(B).float() * 7, torch.linspace(0.5, 1.0, B)
     allowed = torch.rand(B, 500) < 0.6
 
     def chain(k: float | torch.Tensor, p: float | torch.Tensor) -> list[Step]:
-        return [TopK(k), TopP(p), MinP(0.01), Sort()]
+        return [TopK(k), TopP(p), MinP(0.01)]
 
     together = ops.sample_chain(logits, heat, chain(k, p), random, allowed=allowed, top=6)
     for b in range(B):
