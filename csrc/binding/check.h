@@ -283,16 +283,6 @@ inline Tensor dense_last(const Tensor& t) {
 // The same tensor where it is contiguous already: asking torch for that costs more than a small op.
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// A new tensor with x's leading sizes and `last` as its last one.
-inline Tensor with_last(const Tensor& x, int64_t last) {
-  const auto sizes = x.sizes();
-  std::vector<int64_t> shape(sizes.begin(), sizes.end());
-  shape.back() = last;
-  return torch::stable::new_empty(x, shape);
-}
-
-inline const void* pointer(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
-
 // A new CPU tensor. new_empty() asks torch's dispatcher twice, which a small op would feel.
 inline Tensor new_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size(), 1);
@@ -303,6 +293,16 @@ inline Tensor new_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
                                                   aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
+
+// A new tensor with x's leading sizes and `last` as its last one.
+inline Tensor with_last(const Tensor& x, int64_t last) {
+  const auto sizes = x.sizes();
+  std::vector<int64_t> shape(sizes.begin(), sizes.end());
+  shape.back() = last;
+  return x.is_cpu() ? new_cpu(shape, x.scalar_type()) : torch::stable::new_empty(x, shape);
+}
+
+inline const void* pointer(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 
 // `bytes` of memory on x's device, from a 64-byte boundary, given back when this goes.
 class Scratch {

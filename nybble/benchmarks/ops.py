@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nybble import ops
-from nybble.benchmarks import bandwidth, baselines
+from nybble.benchmarks import bandwidth, baselines, pairs
 from nybble.benchmarks.decode import random_matrix
 from nybble.benchmarks.report import (
     Report,
@@ -31,10 +31,6 @@ ROTATED_BYTES = 640 << 20  # matrices take turns over more than any cache holds
 QMATMUL_ROWS = (1, 8, 64, 512)
 OP_ROWS = (1, 8, 128)
 ACT_BITS = (16, 8, 32)
-# A model of about a billion parameters.
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, HELD, VOCABULARY = 2048, 32, 8, 64, 512, 32000
-
-Call = Callable[[], object]
 
 
 def qmatmul_row(
@@ -95,95 +91,9 @@ def _dense_rows(
         yield qmatmul_row("torch bfloat16", size, M, times, weight.nbytes, ceiling)
 
 
-def _pairs(M: int) -> Iterator[tuple[str, Call, Call]]:
-    """Name, our call and PyTorch's, with ``M`` tokens (of one sequence) or rows."""
-    x, gate, up = torch.randn(3, M, HIDDEN).unbind()
-    weight, bias = torch.randn(2, HIDDEN).unbind()
-    yield (
-        "rms_norm",
-        lambda: ops.rms_norm(x, weight, 1e-5),
-        lambda: F.rms_norm(x, (HIDDEN,), weight, 1e-5),
-    )
-    yield (
-        "layer_norm",
-        lambda: ops.layer_norm(x, weight, bias, 1e-5),
-        lambda: F.layer_norm(x, (HIDDEN,), weight, bias, 1e-5),
-    )
-    yield "silu_mul", lambda: ops.silu_mul(gate, up), lambda: F.silu(gate) * up
-    yield (
-        "gelu_mul tanh",
-        lambda: ops.gelu_mul(gate, up, tanh=True),
-        lambda: F.gelu(gate, approximate="tanh") * up,
-    )
-    dense = torch.randn(HIDDEN, HIDDEN)
-    yield "matmul float32", lambda: ops.matmul(x, dense), lambda: F.linear(x, dense)
-    table, ids = torch.randn(VOCABULARY, HIDDEN).half(), torch.arange(M)[None]
-    yield (
-        "embedding",
-        lambda: ops.embedding(ids, table),
-        lambda: F.embedding(ids, table).float(),
-    )
-    yield from _rope(M)
-    yield from _attention(M)
-    yield from _sampling(M)
-
-
-def _rope(M: int) -> Iterator[tuple[str, Call, Call]]:
-    heads = torch.randn(1, M, HEADS, HEAD_DIM)
-    angles = torch.rand(M, HEAD_DIM // 2)
-    cos, sin, positions = angles.cos(), angles.sin(), torch.arange(M)[None]
-
-    def plain() -> Tensor:
-        a, b = heads.chunk(2, dim=-1)
-        c, s = cos[positions][:, :, None], sin[positions][:, :, None]
-        return torch.cat([a * c - b * s, b * c + a * s], dim=-1)
-
-    yield "rope_", lambda: ops.rope_(heads, cos, sin, positions), plain
-
-
-def _attention(M: int) -> Iterator[tuple[str, Call, Call]]:
-    """``M`` new tokens after ``HELD``; keys and values lie head by head, as the cache keeps them."""
-    S = HELD + M
-    q = torch.randn(1, M, HEADS, HEAD_DIM)
-    k, v = (torch.randn(1, KV_HEADS, S, HEAD_DIM).transpose(1, 2) for _ in range(2))
-    lengths = torch.tensor([S])
-    mask = torch.ones(M, S, dtype=torch.bool).tril(HELD)
-
-    def plain() -> Tensor:
-        return F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, enable_gqa=True
-        )
-
-    yield "attention", lambda: ops.attention(q, k, v, lengths), plain
-
-
-def _sampling(M: int) -> Iterator[tuple[str, Call, Call]]:
-    logits = torch.randn(M, VOCABULARY) * 3
-    one, random = torch.ones(M), torch.rand(M)
-    top_k, top_p, min_p = torch.full((M,), 40), one * 0.95, one * 0
-    tokens = torch.randint(0, VOCABULARY, (M, HELD))
-
-    def sample() -> Tensor:
-        best = logits.softmax(-1).topk(40)
-        mass = best.values.cumsum(-1)
-        kept = best.values * (mass - best.values < 0.95)
-        return best.indices.gather(-1, torch.multinomial(kept, 1))
-
-    def penalize() -> Tensor:
-        seen = logits.gather(-1, tokens)
-        return logits.scatter_(-1, tokens, torch.where(seen < 0, seen * 1.0, seen / 1.0))
-
-    yield "sample", lambda: ops.sample(logits, one, top_k, top_p, min_p, random), sample
-    yield (
-        "repetition_penalty_",
-        lambda: ops.repetition_penalty_(logits, tokens, one),
-        penalize,
-    )
-
-
 def _op_rows(seconds: float, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
     for M in rows:
-        for name, ours, torchs in _pairs(M):
+        for name, ours, torchs in pairs.pairs(M):
             with torch.inference_mode():
                 mine, theirs = measure(ours, seconds), measure(torchs, seconds)
             yield {
@@ -236,10 +146,10 @@ def run(
         "group": GROUP,
         "threads": used,
         "rotated_bytes": rotated,
-        "hidden": HIDDEN,
-        "heads": [HEADS, KV_HEADS, HEAD_DIM],
-        "held": HELD,
-        "vocabulary": VOCABULARY,
+        "hidden": pairs.HIDDEN,
+        "heads": [pairs.HEADS, pairs.KV_HEADS, pairs.HEAD_DIM],
+        "held": pairs.HELD,
+        "vocabulary": pairs.VOCABULARY,
     }
     products.sort(key=lambda row: int(row["M"]))
     sections = [
