@@ -323,7 +323,7 @@ void multiply_few(const QMatmulArgs& a, const uint8_t* records, int64_t row_byte
     few_product<Path>(strips, records, row_bytes, rows, sums);
     for (int s = 0; s < S.value; s++) store_sums(strips.columns(s), 0, a.M, sums + s * rows * 16);
   };
-  parallel_shared(NB, 2 * Path::kStrips, [&](int64_t begin, int64_t end) {
+  parallel_for(NB, 1, [&](int64_t begin, int64_t end) {
     const int64_t run = (end - begin) / Path::kStrips;
     for (int64_t nb = begin; nb < begin + run; nb++) columns(Bits<Path::kStrips>{}, nb, run);
     for (int64_t nb = begin + run * Path::kStrips; nb < end; nb++) columns(Bits<1>{}, nb, 0);
