@@ -107,6 +107,7 @@ def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | No
         raise SettingError(f"shape is {shape!r}, expected one of {', '.join(SHAPES)}")
     if act_bits not in (None, 32, 16, 8):
         raise SettingError(f"act_bits is {act_bits}, expected 32, 16 or 8")
+    act_bits = _act_bits(act_bits)
     c = ModelConfig.from_dict({"model_type": "llama", **SHAPES[shape]})
     cpu = torch.device("cpu")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nybble import env
 from nybble.errors import FormatError, SettingError
 from nybble.formats.base import LinearWeights
 from nybble.formats.dense import DenseLinear
@@ -69,6 +70,7 @@ def _placement(device: str, dtype: torch.dtype | None, act_bits: int | None) -> 
         raise SettingError(f"dtype is {dtype}, expected one of {', '.join(map(str, DTYPES))}")
     if act_bits not in (None, 32, 16, 8):
         raise SettingError(f"act_bits is {act_bits}, expected 32, 16 or 8")
+    act_bits = act_bits or env.integer("NYBBLE_ACT_BITS")  # once, not at each product
     where = _device(device)
     if where.type == "cuda":
         on_gpu = dtype or torch.float16

@@ -255,9 +255,11 @@ void few_product(const Strips<S>& strips, const uint8_t* records, int64_t row_by
   for (int64_t kb = 0; kb < c.a.KB;) {
     const int64_t n = run_end(c, kb, c.a.KB) - kb;
     with_rows(rows, [&](auto R) {
-      with_bits(c.bits(kb), [&](auto B) {
-        Path::template stream<R.value, B.value, S>(strips, kb, n, offset, records + kb * rows * row_bytes, sums);
-      });
+      if constexpr (S == 1 || R.value <= 2) {
+        with_bits(c.bits(kb), [&](auto B) {
+          Path::template stream<R.value, B.value, S>(strips, kb, n, offset, records + kb * rows * row_bytes, sums);
+        });
+      }
     });
     offset += n * 64 * c.bits(kb);
     kb += n;
@@ -324,7 +326,8 @@ void multiply_few(const QMatmulArgs& a, const uint8_t* records, int64_t row_byte
     for (int s = 0; s < S.value; s++) store_sums(strips.columns(s), 0, a.M, sums + s * rows * 16);
   };
   parallel_for(NB, 1, [&](int64_t begin, int64_t end) {
-    const int64_t run = (end - begin) / Path::kStrips;
+    // More than two rows keep the arithmetic busy, and their sums would not find room in the registers four times.
+    const int64_t run = rows > 2 ? 0 : (end - begin) / Path::kStrips;
     for (int64_t nb = begin; nb < begin + run; nb++) columns(Bits<Path::kStrips>{}, nb, run);
     for (int64_t nb = begin + run * Path::kStrips; nb < end; nb++) columns(Bits<1>{}, nb, 0);
   });
