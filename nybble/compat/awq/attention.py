@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ def single_query_attention(
         _args.number("rotary_base", rotary_base),
         _args.number("rotary_scale", rotary_scale),
     )
+    _check.require(0 < base < math.inf, f"rotary_base is {base}, expected more than 0")
     neox = _args.boolean("neox_rotary_style", neox_rotary_style)
     _check_cache(q, k, v, k_cache, v_cache)
     _check_optional(q, length_per_sample_, alibi_slopes_)
