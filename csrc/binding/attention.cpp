@@ -21,7 +21,8 @@ Tensor attention_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
   args.H = check["H"];
   args.Hk = check["Hk"];
   args.D = check["D"];
-  check.that(args.Hk > 0 && args.H % args.Hk == 0, "q has H = ", args.H, " heads, expected a multiple of k's Hk = ", args.Hk);
+  check.that(args.Hk > 0 && args.H % args.Hk == 0, "q has H = ", args.H,
+             " heads, expected a multiple of k's Hk = ", args.Hk);
   check.that(window >= 0, "window is ", window, ", expected 0 (no window) or more");
   std::optional<Tensor> filled;
   if (lengths.has_value()) {

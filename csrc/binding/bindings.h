@@ -7,8 +7,8 @@
 namespace nybble::binding {
 
 Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
-                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
-                   int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
+                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
+                   int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
                    const std::optional<Tensor>& add);
 Tensor dequantize_cpu(const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                       const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
@@ -24,13 +24,15 @@ void kv_dequantize_cpu(const Tensor& x, const Tensor& codes, const Tensor& scale
 void fp8_encode_cpu(const Tensor& codes, const Tensor& x);
 void fp8_decode_cpu(const Tensor& x, const Tensor& codes);
 void rope_cpu(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
-Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths, double scale,
-                     bool causal, int64_t window);
+Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
+                     double scale, bool causal, int64_t window);
 Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox,
-                            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale, int64_t window);
+                            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                            int64_t window);
 Tensor silu_mul_cpu(const Tensor& gate, const Tensor& up);
 Tensor gelu_mul_cpu(const Tensor& gate, const Tensor& up, bool tanh);
-Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act);  // act(left half of x) * right half; no op of its own
+Tensor gate_halves_cpu(const char* op, const Tensor& x,
+                       int64_t act);  // act(left half of x) * right half; no op of its own
 Tensor embedding_cpu(const Tensor& ids, const Tensor& weight, ScalarType dtype);
 Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
                   const Tensor& min_p, const Tensor& random);

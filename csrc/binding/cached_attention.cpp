@@ -1,9 +1,8 @@
 // cached_attention_: rope, then the new keys and values into the cache, then attention over it.
+#include "binding/bindings.h"
 #include "ops/attention.h"
 #include "ops/kv_append.h"
 #include "ops/rope.h"
-
-#include "binding/bindings.h"
 
 namespace nybble::binding {
 
@@ -23,14 +22,16 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
     check.unit_stride(*t, name);
     check.distinct(*t, name);
   }
-  const int64_t B = check["B"], T = check["T"], S = check["S"], Hk = check["Hk"], D = check["D"], width = check["(H+2Hk)D"];
+  const int64_t B = check["B"], T = check["T"], S = check["S"], Hk = check["Hk"], D = check["D"],
+                width = check["(H+2Hk)D"];
   check.that(Hk > 0 && D > 0 && width % D == 0 && (width / D) % Hk == 0 && width / D > 2 * Hk, "qkv has ", width,
              " columns, expected (H + 2 Hk) D with H a multiple of Hk = ", Hk, " and D = ", D, " from keys");
   check.that(window >= 0, "window is ", window, ", expected 0 (no window) or more");
   check.type(lengths, "lengths", ScalarType::Long);
   check.shape(lengths, "lengths", {"B"});
   const Tensor after = torch::stable::contiguous(lengths);
-  check.each<int64_t>(after, "lengths", "T to S: tokens held with the new ones", [=](int64_t n) { return n >= T && n <= S; });
+  check.each<int64_t>(after, "lengths", "T to S: tokens held with the new ones",
+                      [=](int64_t n) { return n >= T && n <= S; });
 
   check.type(cos, "cos", ScalarType::Float);
   check.shape(cos, "cos", {"P", "R/2"});
@@ -81,8 +82,10 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   attend.lengths = store.lengths;
   attend.B = B, attend.T = T, attend.S = S, attend.H = H, attend.Hk = Hk, attend.D = D;
   attend.q_stride_b = T * width, attend.q_stride_t = width, attend.q_stride_h = D;
-  attend.k_stride_b = store.keys_stride.b, attend.k_stride_h = store.keys_stride.h, attend.k_stride_s = store.keys_stride.s;
-  attend.v_stride_b = store.values_stride.b, attend.v_stride_h = store.values_stride.h, attend.v_stride_s = store.values_stride.s;
+  attend.k_stride_b = store.keys_stride.b, attend.k_stride_h = store.keys_stride.h,
+  attend.k_stride_s = store.keys_stride.s;
+  attend.v_stride_b = store.values_stride.b, attend.v_stride_h = store.values_stride.h,
+  attend.v_stride_s = store.values_stride.s;
   attend.scale = static_cast<float>(scale);
   attend.causal = true;
   attend.window = window;

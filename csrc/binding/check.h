@@ -24,7 +24,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Letters = std::initializer_list<std::string_view>;
 
-// std::runtime_error becomes Python's RuntimeError. STD_TORCH_CHECK does the same but puts the source path before the text.
+// std::runtime_error becomes Python's RuntimeError. STD_TORCH_CHECK does the same but puts the source path before the
+// text.
 template <typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
@@ -34,16 +35,26 @@ template <typename... Parts>
 
 inline const char* dtype_name(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Half: return "float16";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Double: return "float64";
-    case ScalarType::Byte: return "uint8";
-    case ScalarType::Char: return "int8";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    default: return "another type";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another type";
   }
 }
 
@@ -85,7 +96,8 @@ class Check {
     const auto a = t.sizes(), b = other.sizes();
     bool same = a.size() == b.size();
     for (size_t i = 0; same && i < a.size(); ++i) same = a[i] == b[i];
-    if (!same) fail(op_, ": ", name, " has shape ", listed(t), ", expected ", listed(other), ", the shape of ", other_name);
+    if (!same)
+      fail(op_, ": ", name, " has shape ", listed(t), ", expected ", listed(other), ", the shape of ", other_name);
   }
 
   // One of the float types of the contract, on this op's device.
@@ -93,9 +105,15 @@ class Check {
     device(t, name);
     DType type;
     switch (t.scalar_type()) {
-      case ScalarType::Float: type = DType::f32; break;
-      case ScalarType::Half: type = DType::f16; break;
-      case ScalarType::BFloat16: type = DType::bf16; break;
+      case ScalarType::Float:
+        type = DType::f32;
+        break;
+      case ScalarType::Half:
+        type = DType::f16;
+        break;
+      case ScalarType::BFloat16:
+        type = DType::bf16;
+        break;
       default:
         fail(op_, ": ", name, " is ", dtype_name(t.scalar_type()), ", expected float32, float16 or bfloat16");
     }
@@ -174,7 +192,8 @@ class Check {
   }
 
   void device(const Tensor& t, std::string_view name) const {
-    if (cuda_ ? !t.is_cuda() : !t.is_cpu()) fail(op_, ": ", name, " must be on the ", cuda_ ? "GPU" : "CPU", " like the other tensors");
+    if (cuda_ ? !t.is_cuda() : !t.is_cpu())
+      fail(op_, ": ", name, " must be on the ", cuda_ ? "GPU" : "CPU", " like the other tensors");
   }
 
   void type_anywhere(const Tensor& t, std::string_view name, ScalarType type) const {
@@ -289,8 +308,8 @@ inline Tensor new_cpu(const std::vector<int64_t>& sizes, ScalarType type) {
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype,
-                                                  aoti_torch_device_type_cpu(), 0, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  dtype, aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 

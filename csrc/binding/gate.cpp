@@ -32,7 +32,8 @@ Tensor gated(const char* op, Act act, const Tensor& gate, const Tensor& up) {
 
 Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act) {
   Check check(op);
-  check.that(act >= 0 && act <= int64_t(Act::gelu_tanh), "gate is ", act, ", expected 0 (silu), 1 (gelu) or 2 (gelu by tanh)");
+  check.that(act >= 0 && act <= int64_t(Act::gelu_tanh), "gate is ", act,
+             ", expected 0 (silu), 1 (gelu) or 2 (gelu by tanh)");
   GateArgs args{};
   args.dtype = check.floats(x, "x");
   const Rows rows(x);

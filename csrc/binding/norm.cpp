@@ -1,6 +1,7 @@
 // rms_norm, layer_norm and their forms in place: check, fill the arguments, call.
-#include "binding/bindings.h"
 #include "ops/norm.h"
+
+#include "binding/bindings.h"
 #ifdef NYBBLE_CUDA
 #include "binding/stream.h"
 #endif
@@ -24,8 +25,10 @@ NormArgs read(Check& check, const Tensor& x, const Tensor& weight, const std::op
   check.contiguous(weight, "weight");
   if (bias.has_value()) {
     check.type(*bias, "bias", weight.scalar_type());
-    if (heads) check.shape(*bias, "bias", {"H", "D"});
-    else check.shape(*bias, "bias", {"D"});
+    if (heads)
+      check.shape(*bias, "bias", {"H", "D"});
+    else
+      check.shape(*bias, "bias", {"D"});
     check.contiguous(*bias, "bias");
   }
   check.that(eps >= 0, "eps is ", eps, ", expected 0 or more");

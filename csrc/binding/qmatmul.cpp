@@ -18,8 +18,8 @@ Tensor prepared(const Check& check, const Tensor& x, const std::optional<Tensor>
 }  // namespace
 
 Tensor qmatmul_cpu(const Tensor& given, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
-                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias, int64_t N,
-                   int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
+                   const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
+                   int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
                    const std::optional<Tensor>& add) {
   Check check("qmatmul");
   const Tensor x = prepared(check, given, norm, eps, gate);

@@ -14,8 +14,8 @@ namespace nybble::binding {
 
 using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
 
-// Looked up when first needed, not linked: the same library then loads under a torch without CUDA. Torch's libraries are
-// loaded privately, so the global scope may not show the symbol; the open library itself does.
+// Looked up when first needed, not linked: the same library then loads under a torch without CUDA. Torch's libraries
+// are loaded privately, so the global scope may not show the symbol; the open library itself does.
 inline CurrentStream find_current_stream() {
   constexpr const char* kName = "aoti_torch_get_current_cuda_stream";
 #ifdef _WIN32
@@ -33,7 +33,8 @@ class CudaScope {
  public:
   explicit CudaScope(const Tensor& x) : guard_(x.get_device_index()) {
     static const CurrentStream current = find_current_stream();
-    if (current == nullptr) fail("nybble: this torch has no aoti_torch_get_current_cuda_stream; it was built without CUDA");
+    if (current == nullptr)
+      fail("nybble: this torch has no aoti_torch_get_current_cuda_stream; it was built without CUDA");
     STABLE_TORCH_ERROR_CODE_CHECK(current(x.get_device_index(), &stream_));
   }
   Stream stream() const { return stream_; }

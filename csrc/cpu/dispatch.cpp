@@ -1,24 +1,23 @@
 // Each op, sent to the functions built for the chosen instruction set. A new op is one line at the end.
 #include "cpu/isa.h"
 #include "ops/attention.h"
-#include "ops/fp8.h"
-#include "ops/embedding.h"
+#include "ops/decode_attention.h"
 #include "ops/dequantize.h"
+#include "ops/embedding.h"
+#include "ops/fp8.h"
 #include "ops/gate.h"
 #include "ops/gptq.h"
-#include "ops/kv_append.h"
-#include "ops/kv.h"
-#include "ops/decode_attention.h"
-#include "ops/gate.h"
 #include "ops/int8_matmul.h"
+#include "ops/kv.h"
+#include "ops/kv_append.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
 #include "ops/qmatmul.h"
 #include "ops/quantize.h"
 #include "ops/quantize_int8.h"
 #include "ops/rope.h"
-#include "ops/softcap.h"
 #include "ops/sample.h"
+#include "ops/softcap.h"
 
 #ifdef NYBBLE_HAVE_AVX2
 #define NYBBLE_IF_AVX2(code) code
@@ -42,20 +41,23 @@
 #endif
 
 // `vnni` names the functions that avx512_vnni uses: its own, or those of avx512 where integer products do not matter.
-#define NYBBLE_DISPATCH_(result, op, Args, vnni)                                           \
-  namespace generic { result op(const Args&); }                                            \
-  NYBBLE_IF_AVX2(namespace avx2 { result op(const Args&); })                               \
-  NYBBLE_IF_AVX512(namespace avx512 { result op(const Args&); })                           \
-  NYBBLE_IF_AVX512_VNNI(namespace avx512_vnni { result op(const Args&); })                 \
-  NYBBLE_IF_NEON(namespace neon { result op(const Args&); })                               \
-  result op(const Args& args) {                                                            \
-    switch (isa()) {                                                                       \
-      NYBBLE_IF_AVX2(case Isa::avx2: return avx2::op(args);)                               \
-      NYBBLE_IF_AVX512(case Isa::avx512: return avx512::op(args);)                         \
-      NYBBLE_IF_AVX512_VNNI(case Isa::avx512_vnni: return vnni::op(args);)                 \
-      NYBBLE_IF_NEON(case Isa::neon: return neon::op(args);)                               \
-      default: return generic::op(args);                                                   \
-    }                                                                                      \
+#define NYBBLE_DISPATCH_(result, op, Args, vnni)                            \
+  namespace generic {                                                       \
+  result op(const Args&);                                                   \
+  }                                                                         \
+  NYBBLE_IF_AVX2(namespace avx2 { result op(const Args&); })                \
+  NYBBLE_IF_AVX512(namespace avx512 { result op(const Args&); })            \
+  NYBBLE_IF_AVX512_VNNI(namespace avx512_vnni { result op(const Args&); })  \
+  NYBBLE_IF_NEON(namespace neon { result op(const Args&); })                \
+  result op(const Args& args) {                                             \
+    switch (isa()) {                                                        \
+      NYBBLE_IF_AVX2(case Isa::avx2 : return avx2::op(args);)               \
+      NYBBLE_IF_AVX512(case Isa::avx512 : return avx512::op(args);)         \
+      NYBBLE_IF_AVX512_VNNI(case Isa::avx512_vnni : return vnni::op(args);) \
+      NYBBLE_IF_NEON(case Isa::neon : return neon::op(args);)               \
+      default:                                                              \
+        return generic::op(args);                                           \
+    }                                                                       \
   }
 #define NYBBLE_DISPATCH(result, op, Args) NYBBLE_DISPATCH_(result, op, Args, avx512)
 #define NYBBLE_DISPATCH_VNNI(result, op, Args) NYBBLE_DISPATCH_(result, op, Args, avx512_vnni)

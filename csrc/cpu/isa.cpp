@@ -49,18 +49,23 @@ constexpr Row rows[] = {
 // The builtins also ask whether the system saves the wide registers (XGETBV).
 bool cpu_has(Isa isa) {
   switch (isa) {
-    case Isa::generic: return true;
+    case Isa::generic:
+      return true;
 #if defined(__x86_64__) || defined(__i386__)
-    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     case Isa::avx512:
       return cpu_has(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    case Isa::avx512_vnni: return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512_vnni:
+      return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
 #endif
 #if defined(__aarch64__)
-    case Isa::neon: return true;
+    case Isa::neon:
+      return true;
 #endif
-    default: return false;
+    default:
+      return false;
   }
 }
 

@@ -5,9 +5,20 @@
 
 namespace nybble::cpu {
 
-enum class Slot : int { matmul, attention_task, attention_parts, penalty, gptq, norm_row, decode_attention, sample, count };
+enum class Slot : int {
+  matmul,
+  attention_task,
+  attention_parts,
+  penalty,
+  gptq,
+  norm_row,
+  decode_attention,
+  sample,
+  count
+};
 
-// 64-byte aligned, not initialised; nullptr if the memory is not there. Valid on this thread until its next call with `slot`.
+// 64-byte aligned, not initialised; nullptr if the memory is not there. Valid on this thread until its next call with
+// `slot`.
 void* thread_scratch(Slot slot, int64_t bytes);
 
 }  // namespace nybble::cpu

@@ -25,8 +25,10 @@ int64_t threads() { return pool_threads.load()(); }
 
 void parallel_for(int64_t n, int64_t grain, Body body, void* context) {
   if (n <= 0) return;
-  if (n <= grain) body(0, n, context);  // one piece needs no pool
-  else run_pool.load()(n, grain < 1 ? 1 : grain, body, context);
+  if (n <= grain)
+    body(0, n, context);  // one piece needs no pool
+  else
+    run_pool.load()(n, grain < 1 ? 1 : grain, body, context);
 }
 
 }  // namespace nybble::cpu

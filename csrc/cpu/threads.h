@@ -18,8 +18,9 @@ void parallel_for(int64_t n, int64_t grain, Body body, void* context);
 
 template <typename F>
 void parallel_for(int64_t n, int64_t grain, const F& f) {
-  parallel_for(n, grain, [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); },
-               const_cast<void*>(static_cast<const void*>(&f)));
+  parallel_for(
+      n, grain, [](int64_t b, int64_t e, void* c) { (*static_cast<const F*>(c))(b, e); },
+      const_cast<void*>(static_cast<const void*>(&f)));
 }
 
 }  // namespace nybble::cpu

@@ -18,11 +18,17 @@ __device__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 template <typename T>
 __device__ T from_float(float v);
 template <>
-__device__ float from_float<float>(float v) { return v; }
+__device__ float from_float<float>(float v) {
+  return v;
+}
 template <>
-__device__ __half from_float<__half>(float v) { return __float2half(v); }
+__device__ __half from_float<__half>(float v) {
+  return __float2half(v);
+}
 template <>
-__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) { return __float2bfloat16(v); }
+__device__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
+  return __float2bfloat16(v);
+}
 
 // Sum over the block; every thread gets it.
 __device__ float block_sum(float v) {
@@ -57,8 +63,8 @@ __global__ void rms_norm_kernel(const T* x,       // [R, D], rows x_stride eleme
 template <typename T, typename W, typename Y>
 Status launch(const NormArgs& a, cudaStream_t stream) {
   rms_norm_kernel<<<static_cast<unsigned>(a.R), kThreads, 0, stream>>>(
-      static_cast<const T*>(a.x), static_cast<const W*>(a.weight), static_cast<Y*>(a.y), a.D, a.H, a.x_stride, a.y_stride,
-      a.eps);
+      static_cast<const T*>(a.x), static_cast<const W*>(a.weight), static_cast<Y*>(a.y), a.D, a.H, a.x_stride,
+      a.y_stride, a.eps);
   const cudaError_t error = cudaGetLastError();
   return {error == cudaSuccess ? nullptr : cudaGetErrorString(error)};
 }
@@ -66,9 +72,12 @@ Status launch(const NormArgs& a, cudaStream_t stream) {
 template <typename T, typename W>
 Status with_output(const NormArgs& a, cudaStream_t stream) {
   switch (a.y_dtype) {
-    case DType::f32: return launch<T, W, float>(a, stream);
-    case DType::f16: return launch<T, W, __half>(a, stream);
-    case DType::bf16: return launch<T, W, __nv_bfloat16>(a, stream);
+    case DType::f32:
+      return launch<T, W, float>(a, stream);
+    case DType::f16:
+      return launch<T, W, __half>(a, stream);
+    case DType::bf16:
+      return launch<T, W, __nv_bfloat16>(a, stream);
   }
   return {"rms_norm: unknown dtype of y"};
 }
@@ -76,9 +85,12 @@ Status with_output(const NormArgs& a, cudaStream_t stream) {
 template <typename T>
 Status with_weight(const NormArgs& a, cudaStream_t stream) {
   switch (a.w_dtype) {
-    case DType::f32: return with_output<T, float>(a, stream);
-    case DType::f16: return with_output<T, __half>(a, stream);
-    case DType::bf16: return with_output<T, __nv_bfloat16>(a, stream);
+    case DType::f32:
+      return with_output<T, float>(a, stream);
+    case DType::f16:
+      return with_output<T, __half>(a, stream);
+    case DType::bf16:
+      return with_output<T, __nv_bfloat16>(a, stream);
   }
   return {"rms_norm: unknown dtype of weight"};
 }
@@ -90,9 +102,12 @@ Status rms_norm(const NormArgs& a, Stream stream) {
   if (a.R > 0x7fffffff) return {"rms_norm: more than 2^31 - 1 rows"};
   const auto s = static_cast<cudaStream_t>(stream);
   switch (a.dtype) {
-    case DType::f32: return with_weight<float>(a, s);
-    case DType::f16: return with_weight<__half>(a, s);
-    case DType::bf16: return with_weight<__nv_bfloat16>(a, s);
+    case DType::f32:
+      return with_weight<float>(a, s);
+    case DType::f16:
+      return with_weight<__half>(a, s);
+    case DType::bf16:
+      return with_weight<__nv_bfloat16>(a, s);
   }
   return {"rms_norm: unknown dtype of x"};
 }

@@ -7,8 +7,8 @@
 namespace nybble {
 
 struct AttentionArgs {
-  const void *q, *k, *v;   // q [B, T, H, D]; k, v [B, S, Hk, D]; dtype; unit stride along D
-  void* o;                 // [B, T, H, D], dtype, contiguous
+  const void *q, *k, *v;  // q [B, T, H, D]; k, v [B, S, Hk, D]; dtype; unit stride along D
+  void* o;                // [B, T, H, D], dtype, contiguous
   DType dtype;
   const int64_t* lengths;  // [B], 0 <= lengths[b] <= S, or nullptr: S
   int64_t B, T, S, H, Hk, D;
@@ -20,7 +20,11 @@ struct AttentionArgs {
   int64_t window;
 };
 
-namespace cpu { Status attention(const AttentionArgs&); }
-namespace cuda { Status attention(const AttentionArgs&, Stream); }
+namespace cpu {
+Status attention(const AttentionArgs&);
+}
+namespace cuda {
+Status attention(const AttentionArgs&, Stream);
+}
 
 }  // namespace nybble

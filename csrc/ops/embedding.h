@@ -12,7 +12,11 @@ struct EmbeddingArgs {
   int64_t R, V, D;
 };
 
-namespace cpu { Status embedding(const EmbeddingArgs&); }
-namespace cuda { Status embedding(const EmbeddingArgs&, Stream); }
+namespace cpu {
+Status embedding(const EmbeddingArgs&);
+}
+namespace cuda {
+Status embedding(const EmbeddingArgs&, Stream);
+}
 
 }  // namespace nybble

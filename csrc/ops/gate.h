@@ -14,7 +14,11 @@ struct GateArgs {
   int64_t R, D, gate_stride, up_stride;
 };
 
-namespace cpu { Status gate(const GateArgs&); }
-namespace cuda { Status gate(const GateArgs&, Stream); }
+namespace cpu {
+Status gate(const GateArgs&);
+}
+namespace cuda {
+Status gate(const GateArgs&, Stream);
+}
 
 }  // namespace nybble

@@ -5,8 +5,8 @@
 namespace nybble {
 
 struct KvAppendArgs {
-  void *keys, *values;     // [B, Hk, S, D], cache_dtype, unit stride along D
-  const void *k, *v;       // [B, T, Hk, D], dtype, unit stride along D
+  void *keys, *values;  // [B, Hk, S, D], cache_dtype, unit stride along D
+  const void *k, *v;    // [B, T, Hk, D], dtype, unit stride along D
   DType cache_dtype, dtype;
   const int64_t* lengths;  // [B], T <= lengths[b] <= S
   int64_t B, T, S, Hk, D;
@@ -15,7 +15,11 @@ struct KvAppendArgs {
   } keys_stride, values_stride, k_stride, v_stride;
 };
 
-namespace cpu { Status kv_append(const KvAppendArgs&); }
-namespace cuda { Status kv_append(const KvAppendArgs&, Stream); }
+namespace cpu {
+Status kv_append(const KvAppendArgs&);
+}
+namespace cuda {
+Status kv_append(const KvAppendArgs&, Stream);
+}
 
 }  // namespace nybble

@@ -14,8 +14,8 @@ struct NormArgs {
   float eps;
 };
 
-// layer_norm with the outputs of quantize_int8 (ops/quantize_int8.h) instead of y: the scale from y rounded to dtype, the codes from
-// y before that.
+// layer_norm with the outputs of quantize_int8 (ops/quantize_int8.h) instead of y: the scale from y rounded to dtype,
+// the codes from y before that.
 struct NormInt8Args {
   NormArgs norm;  // y is not used
   int8_t* codes;  // [R, D], contiguous

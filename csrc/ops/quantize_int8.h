@@ -6,14 +6,18 @@
 namespace nybble {
 
 struct QuantizeArgs {
-  const void* x;   // [R, D], dtype, rows x_stride elements apart
-  int8_t* codes;   // [R, D], contiguous
-  float* scales;   // [R]
+  const void* x;  // [R, D], dtype, rows x_stride elements apart
+  int8_t* codes;  // [R, D], contiguous
+  float* scales;  // [R]
   DType dtype;
   int64_t R, D, x_stride;
 };
 
-namespace cpu { Status quantize_int8(const QuantizeArgs&); }
-namespace cuda { Status quantize_int8(const QuantizeArgs&, Stream); }
+namespace cpu {
+Status quantize_int8(const QuantizeArgs&);
+}
+namespace cuda {
+Status quantize_int8(const QuantizeArgs&, Stream);
+}
 
 }  // namespace nybble

@@ -6,7 +6,7 @@
 namespace nybble {
 
 struct RopeArgs {
-  void* x;                   // [B, T, H, D], dtype; strides in elements below, unit stride along D
+  void* x;  // [B, T, H, D], dtype; strides in elements below, unit stride along D
   DType dtype;
   const float* cos;          // [P, R/2]
   const float* sin;          // [P, R/2]
@@ -16,7 +16,11 @@ struct RopeArgs {
   bool neox;
 };
 
-namespace cpu { Status rope(const RopeArgs&); }
-namespace cuda { Status rope(const RopeArgs&, Stream); }
+namespace cpu {
+Status rope(const RopeArgs&);
+}
+namespace cuda {
+Status rope(const RopeArgs&, Stream);
+}
 
 }  // namespace nybble

@@ -10,7 +10,7 @@ namespace nybble {
 // whose running sum exceeds random * mass. temperature 0 is greedy: the lowest id among the largest logits. A row of
 // NaN or of -inf only gives -1.
 struct SampleArgs {
-  const float* logits;       // [B, V], rows stride elements apart
+  const float* logits;  // [B, V], rows stride elements apart
   int64_t stride;
   const float* temperature;  // [B], >= 0
   const int64_t* top_k;      // [B], 0: off
@@ -52,7 +52,7 @@ constexpr int64_t sample_step_values(SampleStep step) {
 // exceeds random * mass. temperature 0: the lowest id among the largest logits is the only candidate, whatever the
 // steps. A row of NaN, or with no logit above -inf that is allowed, gives token -1 with probability 0.
 struct SampleChainArgs {
-  const float* logits;       // [B, V], rows stride elements apart
+  const float* logits;  // [B, V], rows stride elements apart
   int64_t stride;
   const float* temperature;  // [B], >= 0
   const uint8_t* allowed;    // [B, V], 0: no; nullptr: every token

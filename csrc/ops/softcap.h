@@ -11,7 +11,11 @@ struct SoftcapArgs {
   float cap;  // more than 0, finite
 };
 
-namespace cpu { Status softcap(const SoftcapArgs&); }
-namespace cuda { Status softcap(const SoftcapArgs&, Stream); }
+namespace cpu {
+Status softcap(const SoftcapArgs&);
+}
+namespace cuda {
+Status softcap(const SoftcapArgs&, Stream);
+}
 
 }  // namespace nybble

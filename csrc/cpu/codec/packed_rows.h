@@ -9,67 +9,25 @@
 #include <cstring>
 
 #include "cpu/codec/packed_tile.h"
+#include "cpu/simd/vec.h"
 #include "ops/qmatmul.h"
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 
 namespace nybble::cpu::NYBBLE_ISA {
 
 constexpr int kGroup = kLanes == 16 ? 8 : 4;  // rows of a full group: what the registers hold beside the codes
 
-inline float as_float(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-inline uint32_t as_bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, 4);
-  return u;
-}
-
-inline float from_half(uint16_t h) {
-#if defined(__F16C__)
-  return _cvtsh_ss(h);
-#else
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13;
-  // 2^112 moves the exponent from half's bias to float's, subnormals included.
-  const float f = (h & 0x7c00) == 0x7c00 ? as_float(magnitude | 0x7f800000u) : as_float(magnitude) * 0x1p112f;
-  return as_float(as_bits(f) | uint32_t(h & 0x8000) << 16);
-#endif
-}
-
-inline uint16_t to_half(float f) {
-#if defined(__F16C__)
-  return uint16_t(_cvtss_sh(f, 0));
-#else
-  const uint32_t sign = as_bits(f) >> 16 & 0x8000, u = as_bits(f) & 0x7fffffff;
-  if (u > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (u >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (u < 0x38800000) return uint16_t(sign | (as_bits(as_float(u) + 0.5f) - as_bits(0.5f)));  // the add rounds to 2^-24
-  return uint16_t(sign | ((u - 0x38000000 + 0xfff + (u >> 13 & 1)) >> 13));
-#endif
-}
-
-inline uint16_t to_bf16(float f) {
-  const uint32_t u = as_bits(f);
-  if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(u >> 16 | 0x40);
-  return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 inline float load_element(const void* p, DType dtype, int64_t i) {
   if (dtype == DType::f32) return static_cast<const float*>(p)[i];
-  const uint16_t u = static_cast<const uint16_t*>(p)[i];
-  return dtype == DType::f16 ? from_half(u) : as_float(uint32_t(u) << 16);
+  return dtype == DType::f16 ? to_float(static_cast<const f16*>(p)[i]) : to_float(static_cast<const bf16*>(p)[i]);
 }
 
 inline void store_element(void* p, DType dtype, int64_t i, float f) {
-  if (dtype == DType::f32) {
+  if (dtype == DType::f32)
     static_cast<float*>(p)[i] = f;
-  } else {
-    static_cast<uint16_t*>(p)[i] = dtype == DType::f16 ? to_half(f) : to_bf16(f);
-  }
+  else if (dtype == DType::f16)
+    from_float(f, static_cast<f16*>(p) + i);
+  else
+    from_float(f, static_cast<bf16*>(p) + i);
 }
 
 // Rows of group g: full, or the remainder rounded up to a power of two, so that few kernels serve all M.
@@ -105,22 +63,22 @@ inline void write_record(const QMatmulArgs& a, int planes, uint8_t* record, int 
   }
   uint32_t largest = 0;  // the bits of |x| order like the values, with inf and NaN on top
   for (int k = 0; k < kPackRows; k++) {
-    const uint32_t u = as_bits(x[k]) & 0x7fffffff;
+    const uint32_t u = bits_of(x[k]) & 0x7fffffff;
     largest = u > largest ? u : largest;
   }
   const float limit = planes == 2 ? 127.f * 256 : 127.f;  // so that both planes of v fit int8
-  float scale = as_float(largest) / limit, inverse = limit / as_float(largest);
+  float scale = float_of(largest) / limit, inverse = limit / float_of(largest);
   if (largest >= 0x7f800000) {
-    scale = as_float(0x7fc00000), inverse = 0;  // inf or NaN somewhere: the whole row becomes NaN
+    scale = float_of(0x7fc00000), inverse = 0;  // inf or NaN somewhere: the whole row becomes NaN
     for (float& v : x) v = 0;
-  } else if (largest < as_bits(1e-30f)) {
+  } else if (largest < bits_of(1e-30f)) {
     scale = inverse = 0;  // too small for 1 / |x| to be finite
   }
   alignas(64) int32_t v[kPackRows];
   alignas(64) int8_t plane[2][kPackRows];
   int32_t sum = 0;
   for (int k = 0; k < kPackRows; k++) {
-    v[k] = int32_t(as_bits(x[k] * inverse + 0x1.8p23f)) - 0x4b400000;  // rounds to nearest even
+    v[k] = int32_t(bits_of(x[k] * inverse + 0x1.8p23f)) - 0x4b400000;  // rounds to nearest even
     sum += v[k];
   }
   for (int k = 0; k < kPackRows; k++) {

@@ -63,12 +63,18 @@ struct Bits {
 template <typename F>
 inline void with_bits(int bits, const F& f) {
   switch (bits) {
-    case 2: return f(Bits<2>{});
-    case 3: return f(Bits<3>{});
-    case 4: return f(Bits<4>{});
-    case 5: return f(Bits<5>{});
-    case 6: return f(Bits<6>{});
-    default: return f(Bits<8>{});
+    case 2:
+      return f(Bits<2>{});
+    case 3:
+      return f(Bits<3>{});
+    case 4:
+      return f(Bits<4>{});
+    case 5:
+      return f(Bits<5>{});
+    case 6:
+      return f(Bits<6>{});
+    default:
+      return f(Bits<8>{});
   }
 }
 

@@ -1,5 +1,6 @@
 // Softmax over blocks of keys with a running maximum, so that no score matrix is ever whole in memory. The rows of one
-// problem are all queries (t, g) that share a KV head, row = t * G + g, so that a block of K and V is read once for all.
+// problem are all queries (t, g) that share a KV head, row = t * G + g, so that a block of K and V is read once for
+// all.
 #include "ops/attention.h"
 
 #include <atomic>
@@ -13,11 +14,11 @@ namespace nybble::cpu::NYBBLE_ISA {
 namespace {
 
 constexpr int W = Vec::width;
-constexpr int kFew = 8;        // up to this many rows: dot products straight from K; more: register tiles
-constexpr int kFewKeys = 64;   // keys of one block there
-constexpr int kQueries = 64;   // rows of one block of tiles
+constexpr int kFew = 8;       // up to this many rows: dot products straight from K; more: register tiles
+constexpr int kFewKeys = 64;  // keys of one block there
+constexpr int kQueries = 64;  // rows of one block of tiles
 constexpr int kKeys = 112 / Vec::tile_rows * Vec::tile_rows;
-constexpr int kDepth = 256;    // channels of one pass over K
+constexpr int kDepth = 256;  // channels of one pass over K
 constexpr int kKeyStride = kDepth + 16;
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
@@ -54,7 +55,8 @@ struct Shape {
   template <typename T>
   const T* query(const Task& t, int64_t r) const {
     const int64_t row = t.row0 + r;
-    return static_cast<const T*>(a.q) + t.b * a.q_stride_b + row / G * a.q_stride_t + (t.head * G + row % G) * a.q_stride_h;
+    return static_cast<const T*>(a.q) + t.b * a.q_stride_b + row / G * a.q_stride_t +
+           (t.head * G + row % G) * a.q_stride_h;
   }
   template <typename T>
   const T* keys(const Task& t, int64_t s) const {
@@ -83,8 +85,8 @@ inline void prefetch_row(const T* row, int64_t D) {
 
 // scores[r, i] = q[r] . k[i]. While a block's keys are read, its values and the next block's keys are on their way.
 template <int R, typename T>
-void scores_few(const float* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v, int64_t v_stride, int64_t keys,
-                int64_t D, float* scores) {
+void scores_few(const float* q, int64_t q_stride, const T* k, int64_t k_stride, const T* v, int64_t v_stride,
+                int64_t keys, int64_t D, float* scores) {
   for (int64_t i = 0; i < keys; ++i, k += k_stride) {
     if (v) {
       prefetch_row(v + i * v_stride, D);
@@ -107,7 +109,8 @@ void scores_few(const float* q, int64_t q_stride, const T* k, int64_t k_stride, 
 
 // out[r, d...] += sum over i of weight[r, i] * v[i, d...], over N vectors, the last of `tail` lanes.
 template <int R, int N, typename T>
-void values_few(const float* weight, const T* v, int64_t v_stride, int64_t keys, float* out, int64_t out_stride, int tail) {
+void values_few(const float* weight, const T* v, int64_t v_stride, int64_t keys, float* out, int64_t out_stride,
+                int tail) {
   Vec sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int j = 0; j < N; ++j) sum[r][j] = Vec::load(out + r * out_stride + j * W);
@@ -130,12 +133,13 @@ constexpr int vectors_for(int rows) {  // as many as the registers hold beside e
 
 // One block of keys for R rows.
 template <int R, typename T>
-void block_few(const Shape& shape, const Task& t, int64_t r0, int64_t s, int64_t keys, const float* q, const State& state) {
+void block_few(const Shape& shape, const Task& t, int64_t r0, int64_t s, int64_t keys, const float* q,
+               const State& state) {
   const AttentionArgs& a = shape.a;
   float weight[R * kFewKeys];
   const T* v = shape.values<T>(t, s);
-  scores_few<R>(q + r0 * shape.padded, shape.padded, shape.keys<T>(t, s), a.k_stride_s, r0 == 0 ? v : nullptr, a.v_stride_s,
-                keys, a.D, weight);
+  scores_few<R>(q + r0 * shape.padded, shape.padded, shape.keys<T>(t, s), a.k_stride_s, r0 == 0 ? v : nullptr,
+                a.v_stride_s, keys, a.D, weight);
   for (int r = 0; r < R; ++r) {
     float* w = weight + r * kFewKeys;
     const int64_t row = t.row0 + r0 + r, first = shape.first(t.b, row) - s, last = shape.last(t.b, row) - s;
@@ -165,7 +169,8 @@ void block_few(const Shape& shape, const Task& t, int64_t r0, int64_t s, int64_t
   float* out = state.out + r0 * state.stride;
   int64_t d = 0;
   for (; d + N * W <= a.D; d += N * W) values_few<R, N>(weight, v + d, a.v_stride_s, keys, out + d, state.stride, W);
-  for (; d < a.D; d += W) values_few<R, 1>(weight, v + d, a.v_stride_s, keys, out + d, state.stride, int(smaller(W, a.D - d)));
+  for (; d < a.D; d += W)
+    values_few<R, 1>(weight, v + d, a.v_stride_s, keys, out + d, state.stride, int(smaller(W, a.D - d)));
 }
 
 template <typename T>
@@ -182,10 +187,14 @@ void run_few(const Shape& shape, const Task& t, float* work, const State& state)
     const int64_t keys = smaller(kFewKeys, t.to - s);
     for (int64_t r = 0; r < t.rows; r += 4) {
       const int64_t rows = smaller(4, t.rows - r);
-      if (rows == 4) block_few<4, T>(shape, t, r, s, keys, work, state);
-      else if (rows == 3) block_few<3, T>(shape, t, r, s, keys, work, state);
-      else if (rows == 2) block_few<2, T>(shape, t, r, s, keys, work, state);
-      else block_few<1, T>(shape, t, r, s, keys, work, state);
+      if (rows == 4)
+        block_few<4, T>(shape, t, r, s, keys, work, state);
+      else if (rows == 3)
+        block_few<3, T>(shape, t, r, s, keys, work, state);
+      else if (rows == 2)
+        block_few<2, T>(shape, t, r, s, keys, work, state);
+      else
+        block_few<1, T>(shape, t, r, s, keys, work, state);
     }
   }
 }
@@ -194,7 +203,8 @@ void run_few(const Shape& shape, const Task& t, float* work, const State& state)
 
 // Copies a [rows, columns] block as f32, with zeros up to `padded` columns.
 template <typename T>
-void copy_block(const T* from, int64_t from_stride, int64_t rows, int64_t columns, int64_t padded, float* to, int64_t to_stride) {
+void copy_block(const T* from, int64_t from_stride, int64_t rows, int64_t columns, int64_t padded, float* to,
+                int64_t to_stride) {
   for (int64_t r = 0; r < rows; ++r, from += from_stride, to += to_stride) {
     int64_t d = 0;
     for (; d + W <= columns; d += W) Vec::load(from + d).store(to + d);
@@ -206,9 +216,10 @@ void copy_block(const T* from, int64_t from_stride, int64_t rows, int64_t column
   }
 }
 
-// Scores lie transposed, [key][query]: the softmax of W queries then goes lane by lane, and the block is already laid out
-// as the left side of the product with V.
-void soften(const Shape& shape, const Task& t, int64_t s, int64_t keys, float* scores, const State& state, float* fade) {
+// Scores lie transposed, [key][query]: the softmax of W queries then goes lane by lane, and the block is already laid
+// out as the left side of the product with V.
+void soften(const Shape& shape, const Task& t, int64_t s, int64_t keys, float* scores, const State& state,
+            float* fade) {
   for (int64_t r0 = 0; r0 < ceil_div(t.rows, W) * W; r0 += W) {
     float *column = scores + r0, first[W], last[W];
     bool all = true;
@@ -360,8 +371,10 @@ Status run(const AttentionArgs& a) {
       }
       const State state = state_at(shape, parts > 1 ? saved + i * part_size : mine + work);
       clear(shape, state);
-      if (shape.block == kFew) run_few<T>(shape, t, mine, state);
-      else run_many<T>(shape, t, mine, state);
+      if (shape.block == kFew)
+        run_few<T>(shape, t, mine, state);
+      else
+        run_many<T>(shape, t, mine, state);
       if (parts == 1) finish<T>(shape, t, state);
     }
   });
@@ -369,7 +382,8 @@ Status run(const AttentionArgs& a) {
   for (int64_t p = 0; parts > 1 && p < problems; ++p) {
     const Task t = task_of(p);
     const State first = state_at(shape, saved + p * parts * part_size);
-    for (int64_t i = 1; i < parts; ++i) merge(shape, t.rows, first, state_at(shape, saved + (p * parts + i) * part_size));
+    for (int64_t i = 1; i < parts; ++i)
+      merge(shape, t.rows, first, state_at(shape, saved + (p * parts + i) * part_size));
     finish<T>(shape, t, first);
   }
   return {};

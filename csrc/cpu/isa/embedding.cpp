@@ -14,8 +14,10 @@ Status embedding(const EmbeddingArgs& a) {
     using To = decltype(to);
     parallel_for(a.R, larger(1, 16384 / larger(1, a.D)), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (a.ids[i] < 0 || a.ids[i] >= a.V) outside = true;
-        else copy_row(static_cast<const From*>(a.weight) + a.ids[i] * a.D, static_cast<To*>(a.y) + i * a.D, a.D);
+        if (a.ids[i] < 0 || a.ids[i] >= a.V)
+          outside = true;
+        else
+          copy_row(static_cast<const From*>(a.weight) + a.ids[i] * a.D, static_cast<To*>(a.y) + i * a.D, a.D);
       }
     });
   });

@@ -24,13 +24,15 @@ Vec gelu_tanh(Vec x) {
 // x Phi(x). Near 0 from erf's odd polynomial; beyond, from erfc(z) = exp(-z^2) / z P(1 / z^2) (coefficients of
 // Moshier's Cephes library), so that the left tail keeps its relative accuracy.
 Vec gelu(Vec x) {
-  static const float near[] = {7.853861353153693e-5f, -8.010193625184903e-4f, 5.188327685732524e-3f, -2.685381193529856e-2f,
-                               1.128358514861418e-1f, -3.761262582423300e-1f, 1.128379165726710e+0f};
+  static const float near[] = {7.853861353153693e-5f,  -8.010193625184903e-4f, 5.188327685732524e-3f,
+                               -2.685381193529856e-2f, 1.128358514861418e-1f,  -3.761262582423300e-1f,
+                               1.128379165726710e+0f};
   static const float middle[] = {2.326819970068386e-2f,  -1.387039388740657e-1f, 3.687424674597105e-1f,
                                  -5.824733027278666e-1f, 6.210004621745983e-1f,  -4.944515323274145e-1f,
                                  3.404879937665872e-1f,  -2.741127028184656e-1f, 5.638259427386472e-1f};
-  static const float far[] = {-1.047766399936249e+1f, 1.297719955372516e+1f,  -7.495518717768503e+0f, 2.921019019210786e+0f,
-                              -1.015265279202700e+0f, 4.218463358204948e-1f, -2.820767439740514e-1f, 5.641895067754075e-1f};
+  static const float far[] = {-1.047766399936249e+1f, 1.297719955372516e+1f,  -7.495518717768503e+0f,
+                              2.921019019210786e+0f,  -1.015265279202700e+0f, 4.218463358204948e-1f,
+                              -2.820767439740514e-1f, 5.641895067754075e-1f};
   const Vec half = Vec::set(0.5f), one = Vec::set(1.0f);
   const Vec z = x * Vec::set(0.7071067811865476f), az = abs(z);
   const Vec square = min(Vec::set(200.0f), half * x * x);
@@ -67,9 +69,12 @@ void rows(const GateArgs& a, const F& act) {
 Status gate(const GateArgs& a) {
   with_type(a.dtype, [&](auto t) {
     using T = decltype(t);
-    if (a.act == Act::silu) rows<T>(a, [](Vec v) { return silu(v); });
-    else if (a.act == Act::gelu) rows<T>(a, [](Vec v) { return gelu(v); });
-    else rows<T>(a, [](Vec v) { return gelu_tanh(v); });
+    if (a.act == Act::silu)
+      rows<T>(a, [](Vec v) { return silu(v); });
+    else if (a.act == Act::gelu)
+      rows<T>(a, [](Vec v) { return gelu(v); });
+    else
+      rows<T>(a, [](Vec v) { return gelu_tanh(v); });
   });
   return {};
 }

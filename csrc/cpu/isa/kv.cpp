@@ -14,8 +14,8 @@ constexpr int W = Vec::width;
 constexpr int group = 64, half_group = 32;
 
 struct Block {
-  f16 y[group * W];         // element by element, a lane a group; a store rounds to half
-  float rows[W * group];    // group by group
+  f16 y[group * W];       // element by element, a lane a group; a store rounds to half
+  float rows[W * group];  // group by group
 };
 
 Vec rounded(Vec v) {
@@ -127,7 +127,8 @@ Status blocks(const KvArgs& a, const F& work) {
   for (int64_t r = 0; r < a.n; ++r) {
     const int64_t first = a.runs[2 * r] * a.T / group, last = a.runs[2 * r + 1] * a.T / group;
     parallel_for(ceil_div(last - first, W), 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = first + begin * W; i < smaller(first + end * W, last); i += W) work(i, int(smaller(W, last - i)));
+      for (int64_t i = first + begin * W; i < smaller(first + end * W, last); i += W)
+        work(i, int(smaller(W, last - i)));
     });
   }
   return {};

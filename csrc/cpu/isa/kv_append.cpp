@@ -9,8 +9,8 @@ Status kv_append(const KvAppendArgs& a) {
   with_types(a.dtype, a.cache_dtype, [&](auto from, auto to) {
     using From = decltype(from);
     using To = decltype(to);
-    const auto put = [&](const void* source, const KvAppendArgs::Strides& s, void* store, const KvAppendArgs::Strides& c,
-                         int64_t b, int64_t t, int64_t h) {
+    const auto put = [&](const void* source, const KvAppendArgs::Strides& s, void* store,
+                         const KvAppendArgs::Strides& c, int64_t b, int64_t t, int64_t h) {
       copy_row(static_cast<const From*>(source) + b * s.b + t * s.s + h * s.h,
                static_cast<To*>(store) + b * c.b + (a.lengths[b] - a.T + t) * c.s + h * c.h, a.D);
     };

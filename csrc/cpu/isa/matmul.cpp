@@ -10,7 +10,8 @@ namespace nybble::cpu::NYBBLE_ISA {
 namespace {
 
 constexpr int W = Vec::width;
-constexpr int kMaxColumns = Vec::tile_rows >= 8 ? 4 : 2;  // weight rows that four rows of x share, as the registers allow
+constexpr int kMaxColumns =
+    Vec::tile_rows >= 8 ? 4 : 2;  // weight rows that four rows of x share, as the registers allow
 constexpr int kFewRows = 32;
 
 // ---- few rows: read the weight once, at the speed of memory ----
@@ -18,7 +19,9 @@ constexpr int kFewRows = 32;
 // Dot products of C weight rows with R rows of x; each vector loaded serves several of them.
 template <int R, int C, typename T, typename WT>
 void dots(const T* x, int64_t x_stride, const WT* w, int64_t K, float (*out)[kMaxColumns]) {
-  constexpr int U = R * C >= 8 ? 1 : R * C >= 4 ? 2 : 4;  // independent sums of each, to hide the latency of the product
+  constexpr int U = R * C >= 8   ? 1
+                    : R * C >= 4 ? 2
+                                 : 4;  // independent sums of each, to hide the latency of the product
   Vec sum[R][C][U];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c)
@@ -57,12 +60,17 @@ void few_columns(const MatmulArgs& a, int64_t n) {
     const int rows = int(smaller(4, a.M - m));
     const T* xm = x + m * a.x_stride;
     float out[4][kMaxColumns];
-    if (rows == 4) dots<4, C>(xm, a.x_stride, w, a.K, out);
-    else if (rows == 3) dots<3, C>(xm, a.x_stride, w, a.K, out);
-    else if (rows == 2) dots<2, C>(xm, a.x_stride, w, a.K, out);
-    else dots<1, C>(xm, a.x_stride, w, a.K, out);
+    if (rows == 4)
+      dots<4, C>(xm, a.x_stride, w, a.K, out);
+    else if (rows == 3)
+      dots<3, C>(xm, a.x_stride, w, a.K, out);
+    else if (rows == 2)
+      dots<2, C>(xm, a.x_stride, w, a.K, out);
+    else
+      dots<1, C>(xm, a.x_stride, w, a.K, out);
     for (int r = 0; r < rows; ++r)
-      for (int c = 0; c < C; ++c) from_float(out[r][c] + (bias ? to_float(bias[n + c]) : 0.0f), y + (m + r) * a.N + n + c);
+      for (int c = 0; c < C; ++c)
+        from_float(out[r][c] + (bias ? to_float(bias[n + c]) : 0.0f), y + (m + r) * a.N + n + c);
   }
 }
 
@@ -74,18 +82,20 @@ void few_rows(const MatmulArgs& a) {
   parallel_for(groups, larger(1, 65536 / larger(1, a.K * step * a.M)), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const int64_t n = g * step, count = smaller(step, a.N - n);
-      if (count == kMaxColumns) few_columns<kMaxColumns, T, WT>(a, n);
-      else for (int64_t c = 0; c < count; ++c) few_columns<1, T, WT>(a, n + c);
+      if (count == kMaxColumns)
+        few_columns<kMaxColumns, T, WT>(a, n);
+      else
+        for (int64_t c = 0; c < count; ++c) few_columns<1, T, WT>(a, n + c);
     }
   });
 }
 
 // ---- many rows: blocks of x and weight, packed as f32, in the second cache ----
 
-constexpr int kDepth = 256;                       // of one block, along K
-constexpr int kStride = kDepth + 16;              // of a packed row of x: not a power of two, for the cache's sets
+constexpr int kDepth = 256;           // of one block, along K
+constexpr int kStride = kDepth + 16;  // of a packed row of x: not a power of two, for the cache's sets
 constexpr int kRows = 168 / Vec::tile_rows * Vec::tile_rows;
-constexpr int kManyRows = 4 * kRows;              // that share one packing of the weight
+constexpr int kManyRows = 4 * kRows;  // that share one packing of the weight
 constexpr int kColumns = 256;
 
 // to[k, n] = w[n, k], zero for n in [columns, padded).
@@ -125,7 +135,8 @@ void block(const MatmulArgs& a, int64_t m0, int64_t rows, int64_t n0, int64_t co
       const int64_t count = smaller(kRows, rows - m);
       pack_rows(x + m * a.x_stride + k, a.x_stride, count, depth, px);
       for (int64_t n = 0; n < padded; n += kTileColumns)
-        multiply<kStride, 1>(count, kTileColumns, px, pw + n * kDepth, kTileColumns, c + m * kColumns + n, kColumns, depth, k > 0);
+        multiply<kStride, 1>(count, kTileColumns, px, pw + n * kDepth, kTileColumns, c + m * kColumns + n, kColumns,
+                             depth, k > 0);
     }
   }
   for (int64_t m = 0; m < rows; ++m)
@@ -167,8 +178,10 @@ Status matmul(const MatmulArgs& a) {
     with_type(a.w_dtype, [&](auto w) {
       using T = decltype(t);
       using WT = decltype(w);
-      if (a.M <= kFewRows || a.K == 0) few_rows<T, WT>(a);
-      else status = many_rows<T, WT>(a);
+      if (a.M <= kFewRows || a.K == 0)
+        few_rows<T, WT>(a);
+      else
+        status = many_rows<T, WT>(a);
     });
   });
   return status;

@@ -66,7 +66,8 @@ void norm(const NormArgs& a, const M& moments) {
         const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
         float mean = 0, inv = 0;
         moments(x, &mean, &inv);
-        // The other types are told apart inside: only this step meets them, and sums for every mixture would be built in vain.
+        // The other types are told apart inside: only this step meets them, and sums for every mixture would be built
+        // in vain.
         with_type(a.w_dtype, [&](auto w) {
           using WT = decltype(w);
           const WT* weight = static_cast<const WT*>(a.weight) + r % a.H * a.D;

@@ -24,9 +24,9 @@
 namespace nybble::cpu::NYBBLE_ISA {
 namespace {
 
-constexpr int kMaxRows = 128;                  // rows of a row block at most
+constexpr int kMaxRows = 128;                   // rows of a row block at most
 constexpr int64_t kRowBlockBytes = 1280 << 10;  // its records: they should stay in L2 while the columns pass
-constexpr int kAhead = 1024;                   // bytes from the tile in work to the prefetched one
+constexpr int kAhead = 1024;                    // bytes from the tile in work to the prefetched one
 
 #if defined(__AVX512VNNI__)
 constexpr bool kIntegers = true;
@@ -45,12 +45,12 @@ struct Columns {
   int bits(int64_t kb) const { return a.blocks[2 * kb]; }
 };
 
-// S column blocks, each `apart` blocks after the one before. Their tiles are read side by side: a core reads memory faster
-// as several runs than as one.
+// S column blocks, each `apart` blocks after the one before. Their tiles are read side by side: a core reads memory
+// faster as several runs than as one.
 template <int S>
 struct Strips {
   Columns first;
-  const uint8_t* tiles;  // of the first
+  const uint8_t* tiles;           // of the first
   int64_t apart = 0, stride = 0;  // in column blocks; in bytes
   Columns columns(int s) const { return {first.a, first.nb + s * apart}; }
 };
@@ -62,7 +62,7 @@ inline F32 load_scales(const uint16_t* p) {
   return (F32)_mm256_cvtph_ps(load<__m128i>(p));
 #else
   F32 v;
-  for (int i = 0; i < kLanes; i++) v[i] = from_half(p[i]);
+  for (int i = 0; i < kLanes; i++) v[i] = to_float(f16{p[i]});
   return v;
 #endif
 }
@@ -122,7 +122,8 @@ struct Floats {
 
   // Tiles kb.. kb+n of one width, of every strip, for one group of rows.
   template <int R, int BITS, int S>
-  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records, float* sums) {
+  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records,
+                     float* sums) {
     const uint8_t* tiles = strips.tiles + offset;
     alignas(64) uint8_t decoded[kTileBytes];
     for (int64_t t = 0; t < n; t++, tiles += 64 * BITS, records += 4 * 32 * R) {
@@ -201,7 +202,8 @@ struct Integers {
   }
 
   template <int R, int BITS, int S, bool FROM_MEMORY = true>
-  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records, float* out) {
+  static void stream(const Strips<S>& strips, int64_t kb, int64_t n, int64_t offset, const uint8_t* records,
+                     float* out) {
     const uint8_t* tiles = strips.tiles + offset;
     const int64_t groups = strips.apart * strips.first.a.G * 16;
     F32 sums[S][R];
@@ -233,10 +235,14 @@ struct Integers {
 template <typename F>
 inline void with_rows(int rows, const F& f) {
   switch (rows) {
-    case 1: return f(Bits<1>{});
-    case 2: return f(Bits<2>{});
-    case 4: return f(Bits<4>{});
-    default: return f(Bits<kGroup>{});
+    case 1:
+      return f(Bits<1>{});
+    case 2:
+      return f(Bits<2>{});
+    case 4:
+      return f(Bits<4>{});
+    default:
+      return f(Bits<kGroup>{});
   }
 }
 
@@ -358,8 +364,10 @@ void multiply_all(const QMatmulArgs& a, const uint8_t* records, int64_t row_byte
   const int64_t NB = (a.N + kPackColumns - 1) / kPackColumns;
   int64_t column_bytes = 0;
   for (int64_t kb = 0; kb < a.KB; kb++) column_bytes += 64 * a.blocks[2 * kb];
-  if (a.M <= kGroup) multiply_few<Path>(a, records, row_bytes, NB, column_bytes);
-  else multiply_many<Path>(a, records, row_bytes, NB, column_bytes);
+  if (a.M <= kGroup)
+    multiply_few<Path>(a, records, row_bytes, NB, column_bytes);
+  else
+    multiply_many<Path>(a, records, row_bytes, NB, column_bytes);
 }
 
 }  // namespace

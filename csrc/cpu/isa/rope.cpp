@@ -40,8 +40,10 @@ Status rope(const RopeArgs& a) {
         T* row = static_cast<T*>(a.x) + i / a.T * a.stride_b + i % a.T * a.stride_t;
         const float *cos = a.cos + a.positions[i] * half, *sin = a.sin + a.positions[i] * half;
         for (int64_t h = 0; h < a.H; ++h) {
-          if (a.neox) rotate_halves(row + h * a.stride_h, cos, sin, half);
-          else rotate_pairs(row + h * a.stride_h, cos, sin, half);
+          if (a.neox)
+            rotate_halves(row + h * a.stride_h, cos, sin, half);
+          else
+            rotate_pairs(row + h * a.stride_h, cos, sin, half);
         }
       }
     });

@@ -83,8 +83,10 @@ inline void transpose(Vec* v) {
       b[i + 2 * j + 1] = _mm512_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
     }
   for (int j = 0; j < 4; ++j) {  // quarters q of rows 4p.. become quarters p of columns 4q..
-    const __m512 even01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88), odd01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
-    const __m512 even23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88), odd23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    const __m512 even01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88),
+                 odd01 = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88),
+                 odd23 = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
     v[j].v = _mm512_shuffle_f32x4(even01, even23, 0x88);
     v[j + 8].v = _mm512_shuffle_f32x4(even01, even23, 0xdd);
     v[j + 4].v = _mm512_shuffle_f32x4(odd01, odd23, 0x88);

@@ -12,7 +12,9 @@ struct Vec {
   static Vec set(float x) { return {{x, x, x, x}}; }
   static Vec zero() { return set(0.0f); }
   template <typename T>
-  static Vec load(const T* p) { return {{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}}; }
+  static Vec load(const T* p) {
+    return {{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])}};
+  }
   // The first n lanes (0 <= n <= width); the others are 0.
   template <typename T>
   static Vec load_n(const T* p, int n) {
@@ -39,14 +41,28 @@ template <typename F>
 inline Vec each(Vec a, Vec b, const F& f) {
   return {{f(a.v[0], b.v[0]), f(a.v[1], b.v[1]), f(a.v[2], b.v[2]), f(a.v[3], b.v[3])}};
 }
-inline Vec operator+(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x + y; }); }
-inline Vec operator-(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x - y; }); }
-inline Vec operator*(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x * y; }); }
-inline Vec operator/(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x / y; }); }
-inline Vec max(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x > y ? x : y; }); }
-inline Vec min(Vec a, Vec b) { return each(a, b, [](float x, float y) { return x < y ? x : y; }); }
+inline Vec operator+(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x + y; });
+}
+inline Vec operator-(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x - y; });
+}
+inline Vec operator*(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x * y; });
+}
+inline Vec operator/(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x / y; });
+}
+inline Vec max(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x > y ? x : y; });
+}
+inline Vec min(Vec a, Vec b) {
+  return each(a, b, [](float x, float y) { return x < y ? x : y; });
+}
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }  // std::fma without the instruction is a slow call
-inline Vec abs(Vec a) { return each(a, a, [](float x, float) { return std::fabs(x); }); }
+inline Vec abs(Vec a) {
+  return each(a, a, [](float x, float) { return std::fabs(x); });
+}
 // a < b ? x : y
 inline Vec select_lt(Vec a, Vec b, Vec x, Vec y) {
   Vec r;

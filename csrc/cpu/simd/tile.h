@@ -29,10 +29,12 @@ inline void tile(const float* a, const float* b, int64_t b_stride, float* c, int
 
 // The same for rows <= R.
 template <int R, int RowStride, int KStride>
-inline void tile_rows(int64_t rows, const float* a, const float* b, int64_t b_stride, float* c, int64_t c_stride, int64_t K,
-                      bool add) {
-  if (rows == R) tile<R, RowStride, KStride>(a, b, b_stride, c, c_stride, K, add);
-  else if constexpr (R > 1) tile_rows<R - 1, RowStride, KStride>(rows, a, b, b_stride, c, c_stride, K, add);
+inline void tile_rows(int64_t rows, const float* a, const float* b, int64_t b_stride, float* c, int64_t c_stride,
+                      int64_t K, bool add) {
+  if (rows == R)
+    tile<R, RowStride, KStride>(a, b, b_stride, c, c_stride, K, add);
+  else if constexpr (R > 1)
+    tile_rows<R - 1, RowStride, KStride>(rows, a, b, b_stride, c, c_stride, K, add);
 }
 
 // Any number of rows; `columns` of C, rounded up to whole tiles.

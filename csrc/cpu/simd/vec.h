@@ -23,8 +23,12 @@
 namespace nybble::cpu::NYBBLE_ISA {
 
 // 16-bit floats as they lie in memory.
-struct f16 { uint16_t bits; };
-struct bf16 { uint16_t bits; };
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -53,16 +57,22 @@ inline float to_float(f16 x) {
 inline void from_float(float x, float* to) { *to = x; }
 inline void from_float(float x, bf16* to) {
   const uint32_t u = bits_of(x);
-  if ((u & 0x7fffffff) > 0x7f800000) to->bits = uint16_t((u >> 16) | 0x40);  // a nan stays a nan
-  else to->bits = uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  if ((u & 0x7fffffff) > 0x7f800000)
+    to->bits = uint16_t((u >> 16) | 0x40);  // a nan stays a nan
+  else
+    to->bits = uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 inline void from_float(float x, f16* to) {
   const uint32_t u = bits_of(x), sign = (u >> 16) & 0x8000, a = u & 0x7fffffff;
   uint32_t h;
-  if (a > 0x7f800000) h = 0x7e00 | ((a >> 13) & 0x3ff);
-  else if (a >= 0x477ff000) h = 0x7c00;  // 65520 and above round to inf
-  else if (a < 0x38800000) h = bits_of(float_of(a) + 0.5f) - 0x3f000000;  // the addition rounds at 2^-24
-  else h = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
+  if (a > 0x7f800000)
+    h = 0x7e00 | ((a >> 13) & 0x3ff);
+  else if (a >= 0x477ff000)
+    h = 0x7c00;  // 65520 and above round to inf
+  else if (a < 0x38800000)
+    h = bits_of(float_of(a) + 0.5f) - 0x3f000000;  // the addition rounds at 2^-24
+  else
+    h = (a - 0x38000000 + 0xfff + ((a >> 13) & 1)) >> 13;
   to->bits = uint16_t(sign | h);
 }
 
@@ -80,8 +90,8 @@ inline void from_float(float x, f16* to) {
 
 namespace nybble::cpu::NYBBLE_ISA {
 
-// e^x: relative error below 2e-7; 0 below -87.33, where the result would be subnormal and slow every sum that it enters;
-// inf above 88.8, nan stays nan.
+// e^x: relative error below 2e-7; 0 below -87.33, where the result would be subnormal and slow every sum that it
+// enters; inf above 88.8, nan stays nan.
 inline Vec exp(Vec x) {
   const Vec lowest = Vec::set(-87.33f), given = x;
   // The constant comes first: min and max return their second argument where either is nan.
@@ -100,8 +110,9 @@ inline Vec exp(Vec x) {
 // x^y for x >= 0 and 0 < y <= 64: relative error below 3e-7 up to y = 4; subnormal x counts as 0; inf and nan stay.
 // Both polynomials are of Moshier's Cephes library.
 inline Vec pow(Vec x, float y) {
-  static const float log_near_1[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
-                                     -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+  static const float log_near_1[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                                     -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                                     2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
   static const float exp2_near_0[] = {1.535336188319500e-4f, 1.339887440266574e-3f, 9.618437357674640e-3f,
                                       5.550332471162809e-2f, 2.402264791363012e-1f, 6.931472028550421e-1f};
   const Vec one = Vec::set(1.0f), root2 = Vec::set(1.41421356f), exponent = Vec::set(y);
@@ -123,8 +134,8 @@ inline Vec pow(Vec x, float y) {
   return select_lt(x, Vec::set(float_of(0x00800000)), Vec::zero(), finite);
 }
 
-// Relative error below 3e-7: an odd polynomial near 0, where the other form would cancel (coefficients of Moshier's Cephes
-// library), 1 - 2 / (e^2x + 1) beyond.
+// Relative error below 3e-7: an odd polynomial near 0, where the other form would cancel (coefficients of Moshier's
+// Cephes library), 1 - 2 / (e^2x + 1) beyond.
 inline Vec tanh(Vec x) {
   const Vec one = Vec::set(1.0f), size = abs(x), square = x * x;
   Vec p = fma(Vec::set(-5.70498872745e-3f), square, Vec::set(2.06390887954e-2f));
@@ -139,9 +150,12 @@ inline Vec tanh(Vec x) {
 // Calls f with a value of the C++ type of `dtype`: with_type(dt, [&](auto t) { using T = decltype(t); ... }).
 template <typename F>
 inline void with_type(DType dtype, const F& f) {
-  if (dtype == DType::f32) f(float{});
-  else if (dtype == DType::f16) f(f16{});
-  else f(bf16{});
+  if (dtype == DType::f32)
+    f(float{});
+  else if (dtype == DType::f16)
+    f(f16{});
+  else
+    f(bf16{});
 }
 
 }  // namespace nybble::cpu::NYBBLE_ISA
