@@ -23,6 +23,7 @@ from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, Placement, build_linear
 from nybble.modules.mlp import Mlp
 from nybble.modules.rope import RopeTable
+from nybble.ops._native import ensure_loaded
 
 Progress = Callable[[int, int], None]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -55,6 +56,7 @@ def load_model(
 
     Example: ``load_model("demo").forward(torch.tensor([[0, 5, 6]]))`` is float32 ``[1, 3, V]``.
     """
+    ensure_loaded()  # a first use may build the library: not in the middle of the first prompt
     place = _placement(device, dtype, act_bits)
     checkpoint = open_checkpoint(resolve(path))
     config = ModelConfig.from_dict(checkpoint.config)
