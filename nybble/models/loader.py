@@ -56,10 +56,10 @@ def load_model(
 
     Example: ``load_model("demo").forward(torch.tensor([[0, 5, 6]]))`` is float32 ``[1, 3, V]``.
     """
-    ensure_loaded()  # a first use may build the library: not in the middle of the first prompt
     place = _placement(device, dtype, act_bits)
     checkpoint = open_checkpoint(resolve(path))
     config = ModelConfig.from_dict(checkpoint.config)
+    ensure_loaded()  # a first use may build the library: not in the middle of the first prompt
     return _Loader(checkpoint, config, place).build(progress or _silent)
 
 
