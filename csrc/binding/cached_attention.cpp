@@ -1,8 +1,8 @@
 // cached_attention_: rope, then the new keys and values into the cache, then attention over it.
 #include "binding/bindings.h"
+#include "binding/rope.h"
 #include "ops/attention.h"
 #include "ops/kv_append.h"
-#include "ops/rope.h"
 
 namespace nybble::binding {
 
@@ -11,7 +11,7 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
                             int64_t window) {
   Check check("cached_attention_");
   KvAppendArgs store{};
-  store.dtype = store.cache_dtype = check.floats(qkv, "qkv");
+  store.dtype = check.floats(qkv, "qkv");
   check.type(keys, "keys", qkv.scalar_type());
   check.type(values, "values", qkv.scalar_type());
   check.shape(qkv, "qkv", {"B", "T", "(H+2Hk)D"});
@@ -29,38 +29,24 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   check.that(window >= 0, "window is ", window, ", expected 0 (no window) or more");
   check.type(lengths, "lengths", ScalarType::Long);
   check.shape(lengths, "lengths", {"B"});
-  const Tensor after = torch::stable::contiguous(lengths);
+  const Tensor after = dense(lengths);
   check.each<int64_t>(after, "lengths", "T to S: tokens held with the new ones",
                       [=](int64_t n) { return n >= T && n <= S; });
 
-  check.type(cos, "cos", ScalarType::Float);
-  check.shape(cos, "cos", {"P", "R/2"});
-  check.contiguous(cos, "cos");
-  check.type(sin, "sin", ScalarType::Float);
-  check.shape(sin, "sin", {"P", "R/2"});
-  check.contiguous(sin, "sin");
-  check.type(positions, "positions", ScalarType::Long);
-  check.shape(positions, "positions", {"B", "T"});
-  const Tensor place = torch::stable::contiguous(positions);
-  const int64_t P = check["P"], R = 2 * check["R/2"];
-  check.that(R <= D, "cos turns R = ", R, " channels, but keys have only D = ", D);
-  check.each<int64_t>(place, "positions", "0 to P - 1, the rows of cos", [P](int64_t p) { return p >= 0 && p < P; });
+  RopeArgs turn{};
+  const Tensor place = check_rope(check, cos, sin, positions, D, "keys have", turn);
 
   const int64_t H = width / D - 2 * Hk, item = qkv.element_size();
-  Tensor o = torch::stable::new_empty(qkv, {B, T, H * D});
+  Tensor o = new_cpu({B, T, H * D}, qkv.scalar_type());
   if (o.numel() == 0) return o;
   char* base = static_cast<char*>(qkv.data_ptr());
 
-  RopeArgs turn{};
   turn.x = base;  // q and k lie side by side
   turn.dtype = store.dtype;
-  turn.cos = static_cast<const float*>(cos.data_ptr());
-  turn.sin = static_cast<const float*>(sin.data_ptr());
-  turn.positions = static_cast<const int64_t*>(place.data_ptr());
-  turn.B = B, turn.T = T, turn.H = H + Hk, turn.D = D, turn.R = R, turn.P = P;
+  turn.B = B, turn.T = T, turn.H = H + Hk;
   turn.stride_b = T * width, turn.stride_t = width, turn.stride_h = D;
   turn.neox = neox;
-  if (R > 0) check.done(cpu::rope(turn));
+  if (turn.R > 0) check.done(cpu::rope(turn));
 
   store.keys = keys.data_ptr();
   store.values = values.data_ptr();

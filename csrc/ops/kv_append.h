@@ -5,9 +5,9 @@
 namespace nybble {
 
 struct KvAppendArgs {
-  void *keys, *values;  // [B, Hk, S, D], cache_dtype, unit stride along D
+  void *keys, *values;  // [B, Hk, S, D], dtype, unit stride along D
   const void *k, *v;    // [B, T, Hk, D], dtype, unit stride along D
-  DType cache_dtype, dtype;
+  DType dtype;
   const int64_t* lengths;  // [B], T <= lengths[b] <= S
   int64_t B, T, S, Hk, D;
   struct Strides {
