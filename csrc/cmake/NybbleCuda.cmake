@@ -15,6 +15,10 @@ file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cu
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
 target_compile_options(nybble_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 -lineinfo --threads=${NYBBLE_NVCC_THREADS}>)
+if(NYBBLE_CUDA_ARCHS MATCHES "90a")
+  # Host code must know whether the kernels with Hopper's own instructions are in.
+  target_compile_definitions(nybble_cuda PRIVATE NYBBLE_SM90A)
+endif()
 if(NYBBLE_DEBUG)
   target_compile_options(nybble_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-DNYBBLE_DEVICE_ASSERT --time=nvcc_time.csv>)
 endif()
