@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nybble.benchmarks import bandwidth
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.benchmarks.report import Report, Section, Times, giga, load_average, thread_count
 from nybble.errors import SettingError
 from nybble.models.config import ModelConfig
@@ -18,7 +19,6 @@ from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, PackedProduct
 from nybble.modules.mlp import Mlp
 from nybble.modules.rope import RopeTable
-from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
 
 # config.json of each shape, as published.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -66,32 +66,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 HEAD_BITS = 6  # llama.cpp's 4-bit files keep the head at 6 bits too (Q6_K)
 WARM_TOKENS = 2
 PREFILLS = 1
-
-
-def random_matrix(K: int, N: int, bits: int, group: int) -> PackedMatrix:
-    """Random codes ``[K, N]``, with scales that turn inputs of variance 1 into outputs of about 1.
-
-    Raises:
-        SettingError: no such width, or a group that is no whole number of blocks of 32 rows.
-    """
-    if bits not in PLANES:
-        raise SettingError(f"bits is {bits}, expected one of {', '.join(map(str, PLANES))}")
-    if group < ROWS or group % ROWS:
-        raise SettingError(f"group is {group}, expected a multiple of {ROWS}")
-    KB, NB = -(-K // ROWS), -(-N // COLUMNS)
-    block = torch.arange(KB, dtype=torch.int32)
-    blocks = torch.stack([torch.full_like(block, bits), block * ROWS // group], dim=1)
-    groups = int(blocks[-1, 1]) + 1
-    words = NB * KB * 64 * bits // 8
-    spread = 2**bits / 12**0.5  # standard deviation of evenly spread codes
-    scales = (0.5 + torch.rand(NB, groups, COLUMNS)) / (spread * K**0.5)
-    return PackedMatrix(
-        K=K,
-        N=N,
-        weight=torch.randint(-(2**63), 2**63 - 1, (words,)).view(torch.uint8),
-        scales=scales.half(),
-        blocks=blocks,
-    )
 
 
 def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | None = None) -> Model:

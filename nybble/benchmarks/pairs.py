@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nybble import ops
-from nybble.benchmarks.decode import random_matrix
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.ops.reference import IMPLEMENTATIONS
 from nybble.ops.sample_steps import TopK, TopP
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from nybble.benchmarks import bandwidth, baselines, decode, ops
 from nybble.benchmarks.pairs import pairs
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.benchmarks.report import Report, Section, Times, measure
 from nybble.cli import main
 from nybble.errors import SettingError
@@ -28,7 +29,7 @@ def quick(monkeypatch):
 
 
 def test_random_matrix_keeps_variance():
-    matrix = decode.random_matrix(256, 48, 4, 128)
+    matrix = random_matrix(256, 48, 4, 128)
     assert matrix.weight.numel() == 48 * 256 // 2 and matrix.scales.shape == (3, 2, 16)
     y = torch.randn(64, 256) @ dequantize(matrix)
     assert 0.7 < float(y.std()) < 1.5
@@ -37,7 +38,7 @@ def test_random_matrix_keeps_variance():
 @pytest.mark.parametrize(("bits", "group"), [(7, 128), (4, 48), (4, 0)])
 def test_random_matrix_refuses(bits, group):
     with pytest.raises(SettingError, match="expected"):
-        decode.random_matrix(64, 16, bits, group)
+        random_matrix(64, 16, bits, group)
 
 
 def test_bytes_of_a_token():
