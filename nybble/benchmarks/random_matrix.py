@@ -49,7 +49,11 @@ def random_mixture(
     KB, NB, groups = len(blocks), -(-N // COLUMNS), int(blocks[-1, 1]) + 1
     if (KB - 1) * ROWS >= K or KB * ROWS < K:
         raise SettingError(f"segments have {KB * ROWS} rows, expected {K} in blocks of {ROWS}")
-    bits = torch.zeros(groups).index_put((blocks[:, 1].long(),), blocks[:, 0].float()).to(device)
+    bits = (
+        torch.zeros(groups, device="cpu")
+        .index_put((blocks[:, 1].long(),), blocks[:, 0].float())
+        .to(device)
+    )
     spread = 2**bits / 12**0.5  # standard deviation of evenly spread codes
     scales = (0.5 + torch.rand(NB, groups, COLUMNS, device=device)) / (
         spread[None, :, None] * K**0.5
@@ -82,7 +86,7 @@ def block_table(segments: tuple[Segment, ...]) -> Tensor:
         count = segment.rows // ROWS
         rows += [[segment.bits, first + block // per_group] for block in range(count)]
         first += -(-count // per_group)
-    return torch.tensor(rows, dtype=torch.int32)
+    return torch.tensor(rows, dtype=torch.int32, device="cpu")
 
 
 def _check(segment: Segment) -> None:

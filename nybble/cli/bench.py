@@ -69,27 +69,54 @@ def decode(
 
 @bench.command()
 def ops(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     size: Annotated[
-        int, typer.Option(help="Inputs and outputs of the quantized matrix.", min=128)
+        int, typer.Option(help="Inputs and outputs of the quantized matrix, on the CPU.", min=128)
     ] = 8192,
     threads: Threads = None,
     seconds: Annotated[
-        float, typer.Option(help="Time spent on each measurement, about.", min=0.0)
+        float, typer.Option(help="Time spent on each measurement, about, on the CPU.", min=0.0)
     ] = 0.5,
+    only: Annotated[
+        str, typer.Option(help="On a GPU: some of matmul,attention,ops.", show_default="all")
+    ] = "",
+    plot: Annotated[
+        Path | None, typer.Option(help="On a GPU: write a picture of the products (.svg, .png).")
+    ] = None,
     as_json: Json = False,
     out: Out = None,
 ) -> None:
-    """Time each op beside its PyTorch expression.
+    """Time each op beside its PyTorch expression; on a GPU also beside targets and what the GPU can do at most.
 
     Examples:
 
       nybble bench ops
 
       nybble bench ops --size 4096 --json
+
+      nybble bench ops --device cuda --out gpu.json --plot gpu.svg
     """
+    if device not in ("cpu", "cuda"):
+        raise SettingError(f"--device is {device!r}, expected cpu or cuda")
+    if device == "cuda":
+        _show(_gpu_ops(only, plot), as_json, out)
+        return
+    if only or plot is not None:
+        raise SettingError("--only and --plot go with --device cuda")
     from nybble.benchmarks import ops as benchmark
 
     _show(benchmark.run(size=size, threads=threads, seconds=seconds), as_json, out)
+
+
+def _gpu_ops(only: str, plot: Path | None) -> Report:
+    from nybble.benchmarks import gpu, gpu_plot
+
+    if plot is not None:
+        gpu_plot.check_plot(plot)
+    report = gpu.run(only.split(",") if only else gpu.PARTS)
+    if plot is not None:
+        gpu_plot.save(report, plot)
+    return report
 
 
 def _show(report: Report, as_json: bool, out: Path | None) -> None:

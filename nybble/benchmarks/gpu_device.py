@@ -1,0 +1,85 @@
+"""The GPU a report comes from: name, driver, clocks, versions. Nothing is ever set."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from typing import Any
+
+import torch
+
+from nybble.ops import _native
+
+ASKED = {
+    "gpu": "name",
+    "driver": "driver_version",
+    "sm_clock_MHz": "clocks.sm",
+    "memory_clock_MHz": "clocks.mem",
+    "max_sm_clock_MHz": "clocks.max.sm",
+    "max_memory_clock_MHz": "clocks.max.memory",
+    "power_W": "power.draw",
+    "power_limit_W": "power.limit",
+    "temperature_C": "temperature.gpu",
+}
+BUSY_SECONDS = 0.5
+
+
+def parse(line: str) -> dict[str, Any]:
+    """One line of ``nvidia-smi --query-gpu``, numbers as numbers.
+
+    >>> parse("NVIDIA H200, 580.1.2, 1980, 3201, 1980, 3201, 510.25, 700.00, 41")["power_W"]
+    510.25
+    """
+    (values,) = csv.reader([line], skipinitialspace=True)
+    return {key: _number(value) for key, value in zip(ASKED, values, strict=True)}
+
+
+def _number(text: str) -> str | float:
+    """
+    >>> _number("1980"), _number("[N/A]"), _number("580.95.05")
+    (1980.0, '[N/A]', '580.95.05')
+    """
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def device() -> dict[str, Any]:
+    """What ``nvidia-smi`` says while the GPU multiplies, and what serves the ops."""
+    state = _native.ensure_loaded()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **_smi_while_busy(),
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "processors": properties.multi_processor_count,
+        "memory_GB": properties.total_memory / 1e9,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "ops": "native" if "CUDA" in _native.native_devices("rms_norm") else "reference",
+        "library": state.info.get("hash"),
+        "library_archs": state.info.get("cuda_archs"),
+    }
+
+
+def _smi_while_busy() -> dict[str, Any]:
+    """Empty where there is no ``nvidia-smi``."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    for _ in range(int(BUSY_SECONDS / 1.5e-3)):  # queued: the calls return at once
+        torch.mm(a, a)
+    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={','.join(ASKED.values())}"]
+    try:
+        done = subprocess.run(
+            [*command, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    finally:
+        torch.cuda.synchronize()
+    return parse(done.stdout.strip())
