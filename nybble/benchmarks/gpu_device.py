@@ -50,7 +50,7 @@ def device() -> dict[str, Any]:
     state = _native.ensure_loaded()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {
-        **_smi_while_busy(),
+        **_smi_while_busy(str(properties.uuid)),
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "processors": properties.multi_processor_count,
@@ -63,12 +63,17 @@ def device() -> dict[str, Any]:
     }
 
 
-def _smi_while_busy() -> dict[str, Any]:
-    """Empty where there is no ``nvidia-smi``."""
+def _smi_while_busy(uuid: str) -> dict[str, Any]:
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
     for _ in range(int(BUSY_SECONDS / 1.5e-3)):  # queued: the calls return at once
         torch.mm(a, a)
-    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    found = ask_smi(f"GPU-{uuid}")
+    torch.cuda.synchronize()
+    return found
+
+
+def ask_smi(uuid: str) -> dict[str, Any]:
+    """What ``nvidia-smi`` says of one GPU; empty where there is none that answers."""
     command = ["nvidia-smi", f"--id={uuid}", f"--query-gpu={','.join(ASKED.values())}"]
     try:
         done = subprocess.run(
@@ -80,6 +85,4 @@ def _smi_while_busy() -> dict[str, Any]:
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    finally:
-        torch.cuda.synchronize()
     return parse(done.stdout.strip())

@@ -76,15 +76,21 @@ def test_ops_report(monkeypatch):
     assert "onnxruntime" in record["notes"][-1]
 
 
-def test_both_sides_of_a_pair_compute_the_same():
-    for name, mine, theirs in pairs(3):
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [(torch.float32, 1e-4), (torch.float16, 2**-7)],  # PyTorch rounds to half in between too
+)
+def test_both_sides_of_a_pair_compute_the_same(dtype, bound):
+    for name, mine, theirs in pairs(3, dtype=dtype):
         a, b = mine(), theirs()
         op = name.split()[0]
         if op in ("sample", "sample_chain") or op.endswith("_"):
             continue  # drawn, or written in place
         b = b.transpose(1, 2) if name == "attention" else b
+        # Numbers of few digits often lie half way between two codes.
+        atol = 1 if op.endswith("_int8") and dtype == torch.float16 else bound
         torch.testing.assert_close(
-            a, b, atol=1e-4, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            a, b, atol=atol, rtol=bound, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
