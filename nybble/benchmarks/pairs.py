@@ -220,7 +220,7 @@ def _rest(M: int, dtype: torch.dtype) -> Iterator[Pair]:
     y, ones = x.clone(), torch.ones(HIDDEN, dtype=dtype)
 
     def route() -> object:
-        best = logits.softmax(-1).topk(4)
+        best = logits.softmax(-1, dtype=torch.float32).topk(4)
         return best.values / best.values.sum(-1, keepdim=True), best.indices
 
     yield (
