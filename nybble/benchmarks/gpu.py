@@ -28,8 +28,7 @@ def run(parts: Sequence[str] = PARTS) -> Report:
     wrong = [part for part in parts if part not in PARTS]
     if wrong:
         raise SettingError(f"part is {wrong[0]!r}, expected one of {', '.join(PARTS)}")
-    if not torch.cuda.is_available():
-        raise SettingError("--device cuda: PyTorch sees no CUDA GPU here; leave it out for the CPU")
+    gpu_device.check_device("cuda")
     load = load_average()
     torch.manual_seed(0)
     _native.ensure_loaded()

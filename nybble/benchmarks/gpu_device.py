@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nybble.errors import SettingError
 from nybble.ops import _native
 
 ASKED = {
@@ -22,6 +23,17 @@ ASKED = {
     "temperature_C": "temperature.gpu",
 }
 BUSY_SECONDS = 0.5
+
+
+def check_device(device: str) -> None:
+    """
+    Raises:
+        SettingError: neither ``cpu`` nor ``cuda``, or no GPU here.
+    """
+    if device not in ("cpu", "cuda"):
+        raise SettingError(f"--device is {device!r}, expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device cuda: PyTorch sees no CUDA GPU here; leave it out for the CPU")
 
 
 def parse(line: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ bench = typer.Typer(
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads.", show_default="PyTorch's number", min=1)
 ]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")]
 
@@ -39,6 +40,7 @@ def decode(
             help="Precision of activations in quantized products: 8, 16 or 32.", show_default="16"
         ),
     ] = None,
+    device: Device = "cpu",
     threads: Threads = None,
     tokens: Annotated[int, typer.Option(help="Tokens to decode.", min=1)] = 32,
     prefill: Annotated[int, typer.Option(help="Tokens of the prompt.", min=1)] = 512,
@@ -60,6 +62,7 @@ def decode(
         bits=bits,
         group=group,
         act_bits=act_bits,
+        device=device,
         threads=threads,
         tokens=tokens,
         prefill=prefill,
@@ -69,7 +72,7 @@ def decode(
 
 @bench.command()
 def ops(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     size: Annotated[
         int, typer.Option(help="Inputs and outputs of the quantized matrix, on the CPU.", min=128)
     ] = 8192,
@@ -96,10 +99,8 @@ def ops(
 
       nybble bench ops --device cuda --out gpu.json --plot gpu.svg
     """
-    if device not in ("cpu", "cuda"):
-        raise SettingError(f"--device is {device!r}, expected cpu or cuda")
-    if device == "cuda":
-        _show(_gpu_ops(only, plot), as_json, out)
+    if device != "cpu":
+        _show(_gpu_ops(device, only, plot), as_json, out)
         return
     if only or plot is not None:
         raise SettingError("--only and --plot go with --device cuda")
@@ -108,9 +109,10 @@ def ops(
     _show(benchmark.run(size=size, threads=threads, seconds=seconds), as_json, out)
 
 
-def _gpu_ops(only: str, plot: Path | None) -> Report:
-    from nybble.benchmarks import gpu, gpu_plot
+def _gpu_ops(device: str, only: str, plot: Path | None) -> Report:
+    from nybble.benchmarks import gpu, gpu_device, gpu_plot
 
+    gpu_device.check_device(device)
     if plot is not None:
         gpu_plot.check_plot(plot)
     report = gpu.run(only.split(",") if only else gpu.PARTS)

@@ -143,7 +143,10 @@ def test_smi_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--device", "cuda", "--only", "matmuls"], "part is 'matmuls', expected one of matmul"),
     ],
 )
-def test_command_says_what_is_wrong(arguments: list[str], message: str) -> None:
+def test_command_says_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     result = CliRunner().invoke(main, ["bench", "ops", *arguments])
     assert result.exit_code == 1 and message in result.stderr
 
