@@ -42,7 +42,6 @@ if(NYBBLE_DEBUG)
   target_compile_options(nybble_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-DNYBBLE_DEVICE_ASSERT --time=nvcc_time.csv>)
 endif()
 target_sources(nybble PRIVATE $<TARGET_OBJECTS:nybble_cuda>)
-target_include_directories(nybble_binding PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
 target_link_libraries(nybble PRIVATE CUDA::cudart_static)
 if(UNIX AND NOT APPLE)
   # torch may bring a shared runtime of its own: ours must neither serve it nor be replaced by it.
