@@ -13,6 +13,7 @@ Call = Callable[[], object]
 
 ROTATED_BYTES = 320 << 20  # operands take turns over more than any L2 holds (126 MB on a B200)
 LAUNCHES, REPLAYS = 20, 20  # at least
+SLOW, SLOW_REPLAYS = 10e-3, 3  # a launch that takes longer is not repeated so often
 GRAPH_SECONDS = 1e-3  # a replay's own start, some microseconds, is lost in this
 WARM_SECONDS = 0.02  # an idle GPU's clocks rise within this
 
@@ -29,9 +30,11 @@ def copies(nbytes: int) -> int:
 def launches(calls: int, seconds: float) -> int:
     """Launches in one graph: whole turns of ``calls``, at least ``LAUNCHES``, at least ``GRAPH_SECONDS`` long.
 
-    >>> launches(3, 1.0), launches(3, 10e-6), launches(50, 10e-6)
-    (21, 102, 100)
+    >>> launches(3, 5e-3), launches(3, 10e-6), launches(50, 10e-6), launches(3, 1.0)
+    (21, 102, 100, 3)
     """
+    if seconds > SLOW:
+        return calls
     wanted = max(LAUNCHES, round(GRAPH_SECONDS / max(seconds, 1e-7)))
     return -(-wanted // calls) * calls
 
@@ -47,12 +50,13 @@ def graph_times(calls: Sequence[Call]) -> Times:
     with torch.cuda.stream(side), torch.inference_mode():
         for call in calls:  # what is made at the first call must not be made in the graph
             call()
-        graph, count = capture(calls, launches(len(calls), GRAPH_SECONDS))
+        least = max(GRAPH_SECONDS, call_seconds(calls[0], 1)[0])
+        graph, count = capture(calls, launches(len(calls), least))
         rough = replay_seconds(graph, 3)[-1] / count
         if launches(len(calls), rough) > count:
             graph, count = capture(calls, launches(len(calls), rough))
         replay_seconds(graph, max(1, int(WARM_SECONDS / (rough * count))))
-        taken = replay_seconds(graph, REPLAYS)
+        taken = replay_seconds(graph, REPLAYS if rough < SLOW else SLOW_REPLAYS)
     torch.cuda.current_stream().wait_stream(side)
     return Times.of([seconds / count for seconds in taken])
 
@@ -61,14 +65,7 @@ def call_times(call: Call) -> Times:
     """Seconds a call without a graph, for what cannot be captured: Python and the launches count too."""
     with torch.inference_mode():
         call()
-        torch.cuda.synchronize()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPLAYS + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            call()
-            mark.record()
-        marks[-1].synchronize()
-    return Times.of(between(marks))
+        return Times.of(call_seconds(call, REPLAYS))
 
 
 def capture(calls: Sequence[Call], count: int) -> tuple[torch.cuda.CUDAGraph, int]:
@@ -85,16 +82,17 @@ def capture(calls: Sequence[Call], count: int) -> tuple[torch.cuda.CUDAGraph, in
 
 
 def replay_seconds(graph: torch.cuda.CUDAGraph, replays: int) -> list[float]:
-    """Seconds of each replay. All are queued before the first is waited for, so that the GPU never idles."""
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    """Seconds of each replay."""
+    return call_seconds(graph.replay, replays)
+
+
+def call_seconds(call: Call, times: int) -> list[float]:
+    """Seconds of each call. All are queued before the first is waited for, so that the GPU never idles."""
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+    torch.cuda.synchronize()
     marks[0].record()
     for mark in marks[1:]:
-        graph.replay()
+        call()
         mark.record()
     marks[-1].synchronize()
-    return between(marks)
-
-
-def between(marks: Sequence[torch.cuda.Event]) -> list[float]:
-    """Seconds from each event to the next."""
     return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
