@@ -14,6 +14,7 @@ target_compile_definitions(nybble_flags INTERFACE NYBBLE_CUDA)
 file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cpp")
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
+list(FILTER cuda_sources INCLUDE REGEX "[.]cu$")
 set(threads "${NYBBLE_NVCC_THREADS}")
 if(NOT threads)
   # ninja fills the cores with units. One unit may compile several architectures at once where cores would be left over.
