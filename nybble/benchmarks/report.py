@@ -178,13 +178,17 @@ def headline(device: dict[str, Any]) -> str:
 
     >>> headline({"cpu": "Xeon", "cores": 2, "ops": "native", "cpu_isa": "avx512"})
     'Xeon, 2 cores, native ops (avx512)'
-    >>> headline({"gpu": "H200", "ops": "native", "library_archs": ["90a-real"], "sm_clock_MHz": 1980.0})
-    'H200, native ops (90a-real), SM clock 1980.0 MHz while busy'
+    >>> busy = {"reading": {"sm_clock_MHz": 1980.0}, "multiplying": {"sm_clock_MHz": 1440.0}}
+    >>> headline({"gpu": "H200", "ops": "native", "library_archs": ["90a-real"], **busy})
+    'H200, native ops (90a-real), SM clock 1980.0 MHz reading, 1440.0 MHz multiplying'
     """
     if "gpu" in device:
         archs = ", ".join(device["library_archs"] or ["PyTorch"])
-        clock = device.get("sm_clock_MHz", "unknown")
-        return f"{device['gpu']}, {device['ops']} ops ({archs}), SM clock {clock} MHz while busy"
+        clocks = ", ".join(
+            f"{device[busy].get('sm_clock_MHz', 'unknown')} MHz {busy}"
+            for busy in ("reading", "multiplying")
+        )
+        return f"{device['gpu']}, {device['ops']} ops ({archs}), SM clock {clocks}"
     isa = device["cpu_isa"] or "PyTorch"
     return f"{device['cpu']}, {device['cores']} cores, {device['ops']} ops ({isa})"
 

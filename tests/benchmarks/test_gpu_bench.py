@@ -132,7 +132,7 @@ def test_smi_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
         raise subprocess.CalledProcessError(9, "nvidia-smi")
 
     monkeypatch.setattr(subprocess, "run", fail)
-    assert gpu_device.ask_smi("GPU-0") == {}
+    assert gpu_device.ask_smi("GPU-0", gpu_device.BUSY) == {}
 
 
 @pytest.mark.parametrize(
