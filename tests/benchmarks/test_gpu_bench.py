@@ -20,7 +20,7 @@ from nybble.errors import SettingError
 from nybble.ops import _native
 from nybble.ops.packed import dequantize
 
-H200 = Ceiling({"read": 4550.0}, 780.0)
+H200 = Ceiling({"read": 4550.0}, {"product": 780.0})
 NOTHING: dict[str, float | None] = {"cublas": None, "int4pack": None, "parts": None}
 MODULES = ("cases", "ceiling", "device", "matmul", "ops", "plot", "timing")
 
