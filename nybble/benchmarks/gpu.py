@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
 from nybble.benchmarks import gpu_device, gpu_matmul, gpu_ops
+from nybble.benchmarks.gpu_cases import attention_target
 from nybble.benchmarks.gpu_ceiling import measure_ceiling
 from nybble.benchmarks.gpu_timing import LAUNCHES, REPLAYS, ROTATED_BYTES
 from nybble.benchmarks.report import Report, Section, load_average
@@ -38,8 +41,8 @@ def run(parts: Sequence[str] = PARTS) -> Report:
     if "matmul" in parts:
         sections.append(gpu_matmul.section(ceiling))
     if "attention" in parts and find_spec(ATTENTION):
-        rows = import_module(ATTENTION).run(ceiling)
-        sections.append(Section("attention", "Decode attention", rows))
+        rows = [attention_row(asdict(row)) for row in import_module(ATTENTION).run()]
+        sections.append(Section("attention", "Decode attention, beside cuDNN on fp16", rows))
     if "ops" in parts:
         section, problems = gpu_ops.section()
         sections.append(section)
@@ -51,6 +54,20 @@ def run(parts: Sequence[str] = PARTS) -> Report:
         "replays": REPLAYS,
     }
     return Report("gpu", settings, load, sections, notes, machine)
+
+
+def attention_row(measured: dict[str, Any]) -> dict[str, Any]:
+    """What ``gpu_attention`` measured, with its target.
+
+    >>> row = attention_row({"case": "1x4096", "storage": "plain", "us": 7.5, "cudnn_us": 12.0})
+    >>> row["target_us"], row["met"]
+    (8.0, True)
+    """
+    batch, held = map(int, measured["case"].split("x"))
+    limit = attention_target(batch, held, measured["storage"], measured["cudnn_us"] / 1e6)
+    met = None if limit is None else measured["us"] <= limit * 1e6
+    target = {"target_us": None if limit is None else limit * 1e6, "met": met}
+    return {**measured, **target}
 
 
 def _notes() -> list[str]:

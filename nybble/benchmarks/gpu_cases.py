@@ -124,3 +124,24 @@ def target(weight: Weight, M: int) -> Target | None:
     Target(microseconds=4.2, factor=0.0, of='')
     """
     return TARGETS.get((weight.name, weight.K, weight.N, M))
+
+
+MANY_TOKENS = 128 << 10  # batch times context from which narrow caches must win
+NARROW = {"fp8": 1.7, "q8": 1.7, "q4": 2.6}  # times the speed of cuDNN on fp16
+
+
+def attention_target(batch: int, held: int, storage: str, cudnn: float | None) -> float | None:
+    """Seconds decode attention may take over ``held`` tokens a sequence; ``cudnn``: unpaged fp16 in the same run.
+
+    >>> attention_target(1, 4096, "plain", 12e-6), attention_target(64, 4096, "q4", 260e-6)
+    (8e-06, 0.0001)
+    """
+    if storage == "plain" and (batch, held) == (1, 4096):
+        return 8e-6
+    if cudnn is None:
+        return None
+    if storage == "plain":
+        return 1.05 * cudnn
+    if storage in NARROW and batch * held >= MANY_TOKENS:
+        return cudnn / NARROW[storage]
+    return None

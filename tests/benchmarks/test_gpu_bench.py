@@ -25,7 +25,7 @@ NOTHING: dict[str, float | None] = {"cublas": None, "int4pack": None, "parts": N
 MODULES = ("cases", "ceiling", "device", "matmul", "ops", "plot", "timing")
 
 
-@pytest.mark.parametrize("name", [*(f"gpu_{x}" for x in MODULES), "random_matrix", "report"])
+@pytest.mark.parametrize("name", ["gpu", *(f"gpu_{x}" for x in MODULES), "random_matrix", "report"])
 def test_examples(name: str) -> None:
     assert doctest.testmod(import_module(f"nybble.benchmarks.{name}")).failed == 0
 
@@ -50,6 +50,15 @@ def test_targets() -> None:
         for name in ("mixture", "mixture, permuted", "4 bits, permuted"):
             assert wanted(name, shape, 1, parts=20e-6) == 22
     assert [wanted(f"{bits} bits", LARGE[0], 1) for bits in (2, 3, 5, 6, 8)] == [19, 26, 42, 49, 65]
+
+
+def test_attention_targets() -> None:
+    wanted = gpu_cases.attention_target
+    assert wanted(8, 32768, "plain", 240e-6) == pytest.approx(252e-6)
+    assert (
+        wanted(8, 32768, "q8", 238e-6) == wanted(8, 32768, "fp8", 238e-6) == pytest.approx(140e-6)
+    )
+    assert wanted(8, 4096, "q4", 37e-6) is None and wanted(8, 32768, "q8/q4", 240e-6) is None
 
 
 def test_every_target_has_its_case() -> None:
