@@ -133,8 +133,8 @@ NARROW = {"fp8": 1.7, "q8": 1.7, "q4": 2.6}  # times the speed of cuDNN on fp16
 def attention_target(batch: int, held: int, storage: str, cudnn: float | None) -> float | None:
     """Seconds decode attention may take over ``held`` tokens a sequence; ``cudnn``: unpaged fp16 in the same run.
 
-    >>> attention_target(1, 4096, "plain", 12e-6), attention_target(64, 4096, "q4", 260e-6)
-    (8e-06, 0.0001)
+    >>> attention_target(1, 4096, "plain", 12e-6), attention_target(64, 4096, "q4", 2.6)
+    (8e-06, 1.0)
     """
     if storage == "plain" and (batch, held) == (1, 4096):
         return 8e-6
