@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -153,6 +154,7 @@ def section(ceiling: Ceiling) -> Section:
     alone: dict[tuple[int, int, int], float] = {}
     rows = []
     for weight in gpu_cases.weights():
+        print(f"{weight.name}, {weight.K} x {weight.N}", file=sys.stderr)  # it takes half a minute
         shape = weight.K, weight.N
         if shape not in others:
             others[shape] = measure_baselines(*shape)

@@ -14,7 +14,7 @@ Call = Callable[[], object]
 
 ROTATED_BYTES = 320 << 20  # operands take turns over more than any L2 holds (126 MB on a B200)
 LAUNCHES, REPLAYS = 20, 20  # at least
-SLOW, SLOW_REPLAYS = 10e-3, 3  # a launch that takes longer is not repeated so often
+SLOW, SLOW_CALLS = 10e-3, 3  # what takes longer needs no graph, and is not repeated so often
 GRAPH_SECONDS = 1e-3  # a replay's own start, some microseconds, is lost in this
 WARM_SECONDS = 0.02  # an idle GPU's clocks rise within this
 # An H200 that multiplies lowers its clock after 0.05 s, to stay within its power, and has it back after 0.2 s of rest.
@@ -33,11 +33,9 @@ def copies(nbytes: int) -> int:
 def launches(calls: int, seconds: float) -> int:
     """Launches in one graph: whole turns of ``calls``, at least ``LAUNCHES``, at least ``GRAPH_SECONDS`` long.
 
-    >>> launches(3, 5e-3), launches(3, 10e-6), launches(50, 10e-6), launches(3, 1.0)
-    (21, 102, 100, 3)
+    >>> launches(3, 5e-3), launches(3, 10e-6), launches(50, 10e-6)
+    (21, 102, 100)
     """
-    if seconds > SLOW:
-        return calls
     wanted = max(LAUNCHES, round(GRAPH_SECONDS / max(seconds, 1e-7)))
     return -(-wanted // calls) * calls
 
@@ -53,13 +51,14 @@ def graph_times(calls: Sequence[Call]) -> Times:
     with torch.cuda.stream(side), torch.inference_mode():
         for call in calls:  # what is made at the first call must not be made in the graph
             call()
-        least = max(GRAPH_SECONDS, call_seconds(calls[0], 1)[0])
-        graph, count = capture(calls, launches(len(calls), least))
+        if call_seconds(calls[0], 1)[0] > SLOW:
+            return Times.of(call_seconds(calls[0], SLOW_CALLS))
+        graph, count = capture(calls, launches(len(calls), GRAPH_SECONDS))
         rough = replay_seconds(graph, 3)[-1] / count
         if launches(len(calls), rough) > count:
             graph, count = capture(calls, launches(len(calls), rough))
         replay_seconds(graph, max(1, int(WARM_SECONDS / (rough * count))))
-        taken = replay_seconds(graph, REPLAYS if rough < SLOW else SLOW_REPLAYS)
+        taken = replay_seconds(graph, REPLAYS)
     torch.cuda.current_stream().wait_stream(side)
     if sum(taken) > BUSY_SECONDS:
         rest()
