@@ -40,7 +40,7 @@ def run(parts: Sequence[str] = PARTS) -> Report:
     sections, notes = [ceiling.section()], [*_notes()]
     if "matmul" in parts:
         sections.append(gpu_matmul.section(ceiling))
-    if "attention" in parts and find_spec(ATTENTION):
+    if "attention" in parts and find_spec(ATTENTION) and "paged_attention" not in gpu_ops.missing():
         rows = [attention_row(asdict(row)) for row in import_module(ATTENTION).run()]
         sections.append(Section("attention", "Decode attention, beside cuDNN on fp16", rows))
     if "ops" in parts:
