@@ -18,7 +18,8 @@ from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, PackedProduct
 from nybble.modules.mlp import Mlp
 from nybble.modules.rope import RopeTable
-from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
+from nybble.ops.packed import PackedMatrix
+from nybble.ops.tiles import COLUMNS, PLANES, ROWS
 
 # config.json of each shape, as published.
 SHAPES: dict[str, dict[str, Any]] = {
