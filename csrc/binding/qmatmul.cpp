@@ -25,7 +25,7 @@ template <typename Bytes, typename Kernel>
 Tensor product(Check& check, const Tensor& x, const Tensor& weight, const Tensor& scales,
                const std::optional<Tensor>& zeros, const std::optional<Tensor>& perm, const Tensor& blocks,
                const std::optional<Tensor>& bias, int64_t N, int64_t act_bits, const std::optional<Tensor>& add,
-               Bytes scratch_bytes, Kernel kernel) {
+               bool invariant, Bytes scratch_bytes, Kernel kernel) {
   QMatmulArgs args{};
   args.x_dtype = check.floats(x, "x");
   check.shape(x, "x", {"...", "K"});
@@ -61,6 +61,7 @@ Tensor product(Check& check, const Tensor& x, const Tensor& weight, const Tensor
   args.KB = packed.KB;
   args.G = packed.G;
   args.act_bits = static_cast<int>(act_bits);
+  args.invariant = invariant;
   if (args.M * N == 0) return y;
   const Scratch scratch(x, scratch_bytes(args));
   args.scratch = scratch.data();
@@ -73,22 +74,23 @@ Tensor product(Check& check, const Tensor& x, const Tensor& weight, const Tensor
 Tensor qmatmul_cpu(const Tensor& given, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
                    int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
-                   const std::optional<Tensor>& add) {
+                   const std::optional<Tensor>& add, bool) {  // a row by itself is all the CPU kernels do
   Check check("qmatmul");
   const Tensor x = prepared(check, given, norm, eps, gate, rms_norm_cpu, gate_halves_cpu);
-  return product(check, x, weight, scales, zeros, perm, blocks, bias, N, act_bits, add, cpu::qmatmul_scratch_bytes,
-                 cpu::qmatmul);
+  return product(check, x, weight, scales, zeros, perm, blocks, bias, N, act_bits, add, true,
+                 cpu::qmatmul_scratch_bytes, cpu::qmatmul);
 }
 
 #ifdef NYBBLE_CUDA
 Tensor qmatmul_cuda(const Tensor& given, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                     const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
                     int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
-                    const std::optional<Tensor>& add) {
+                    const std::optional<Tensor>& add, bool invariant) {
   Check check("qmatmul", true);
   const CudaScope scope(given);
   const Tensor x = prepared(check, given, norm, eps, gate, rms_norm_cuda, gate_halves_cuda);
-  return product(check, x, weight, scales, zeros, perm, blocks, bias, N, act_bits, add, cuda::qmatmul_scratch_bytes,
+  return product(check, x, weight, scales, zeros, perm, blocks, bias, N, act_bits, add, invariant,
+                 cuda::qmatmul_scratch_bytes,
                  [&](const QMatmulArgs& args) { return cuda::qmatmul(args, scope.stream()); });
 }
 #endif

@@ -23,9 +23,10 @@ struct QMatmulArgs {
   void* y;          // [M, N], x_dtype, contiguous, fully written
   int64_t M, N, K;  // N is the true width; NB = ceil(N / 16)
   int64_t KB, G;    // k blocks, groups
-  int act_bits;   // 32: float activations; 16 or 8: integers with one scale per 32, where the CPU has the instructions.
-                  // GPUs take activations as they are.
-  void* scratch;  // qmatmul_scratch_bytes() bytes, 64-byte aligned
+  int act_bits;  // 32: float activations; 16 or 8: integers with one scale per 32, where the CPU has the instructions.
+                 // GPUs take activations as they are.
+  bool invariant;  // a row's sums are the same whatever the other rows and their number
+  void* scratch;   // qmatmul_scratch_bytes() bytes, 64-byte aligned
 };
 
 namespace cpu {
