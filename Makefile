@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PROMPT ?= The old house at the end of the road
 
-.PHONY: demo test lint bench test-gpu bench-gpu asan fuzz cuda-all setup setup-dev clean
+.PHONY: demo test lint bench test-gpu bench-gpu sanitize-gpu asan fuzz cuda-all cuda-check setup setup-dev clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -43,7 +43,15 @@ test-gpu: setup-dev
 	$(PY) -m pytest -q -m gpu
 
 bench-gpu: setup-dev
-	$(PY) -m nybble bench decode --device cuda
+	$(PY) -m nybble bench ops --device cuda
+
+# The op cases under compute-sanitizer, our kernels only; without PyTorch's memory cache, so that a read past an end is seen.
+SANITIZERS ?= memcheck racecheck synccheck
+sanitize-gpu: setup-dev
+	for tool in $(SANITIZERS); do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kernel_substring=nybble --error-exitcode 9 \
+	    $(PY) -m pytest -q -m gpu tests/ops/test_cases.py --max-elements 100000 -p no:cacheprovider || exit 1; \
+	done
 
 # The CPU tests with the native code under AddressSanitizer and UBSan. Python itself is not instrumented, so leaks are not counted.
 asan: setup-dev
@@ -62,6 +70,10 @@ fuzz: setup-dev
 # Every architecture this nvcc knows of the default list, without a GPU.
 cuda-all: setup-dev
 	NYBBLE_CUDA=on $(PY) -m nybble build --archs all --output build/cuda-all
+
+# The two architectures that kernels are written for; where one spills registers in a file marked hot, the build fails.
+cuda-check: setup-dev
+	NYBBLE_CUDA=on $(PY) -m nybble build --archs "8.0 9.0a" --check-spills --output build/cuda-check
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache nybble/_lib

@@ -9,6 +9,29 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--max-elements",
+        type=int,
+        help="Leave out op cases whose tensors hold more numbers: under a sanitizer a kernel is a hundred times slower.",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    limit = config.getoption("--max-elements")
+    if limit is not None:
+        left_out = [item for item in items if _elements(item) > limit]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _elements(item: pytest.Item) -> int:
+    """Numbers in the tensors of an op case; 0 for any other test."""
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get("case") if callspec else None
+    return sum(x.numel() for x in getattr(case, "args", ()) if torch.is_tensor(x))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder with ``corpus/``, ``demo-model/`` and ``golden/``, from ``NYBBLE_TEST_DATA``."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from nybble.benchmarks import bandwidth
+from nybble.benchmarks import bandwidth, gpu_ceiling, gpu_device
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.benchmarks.report import Report, Section, Times, giga, load_average, thread_count
+from nybble.benchmarks.report import device as cpu_device
 from nybble.errors import SettingError
 from nybble.models.config import ModelConfig
 from nybble.models.transformer import DecoderLayer, Model
@@ -18,8 +20,6 @@ from nybble.modules.embedding import Embedding
 from nybble.modules.linear import Linear, PackedProduct
 from nybble.modules.mlp import Mlp
 from nybble.modules.rope import RopeTable
-from nybble.ops.packed import PackedMatrix
-from nybble.ops.tiles import COLUMNS, PLANES, ROWS
 
 # config.json of each shape, as published.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -69,34 +69,14 @@ WARM_TOKENS = 2
 PREFILLS = 1
 
 
-def random_matrix(K: int, N: int, bits: int, group: int) -> PackedMatrix:
-    """Random codes ``[K, N]``, with scales that turn inputs of variance 1 into outputs of about 1.
-
-    Raises:
-        SettingError: no such width, or a group that is no whole number of blocks of 32 rows.
-    """
-    if bits not in PLANES:
-        raise SettingError(f"bits is {bits}, expected one of {', '.join(map(str, PLANES))}")
-    if group < ROWS or group % ROWS:
-        raise SettingError(f"group is {group}, expected a multiple of {ROWS}")
-    KB, NB = -(-K // ROWS), -(-N // COLUMNS)
-    block = torch.arange(KB, dtype=torch.int32)
-    blocks = torch.stack([torch.full_like(block, bits), block * ROWS // group], dim=1)
-    groups = int(blocks[-1, 1]) + 1
-    words = NB * KB * 64 * bits // 8
-    spread = 2**bits / 12**0.5  # standard deviation of evenly spread codes
-    scales = (0.5 + torch.rand(NB, groups, COLUMNS)) / (spread * K**0.5)
-    return PackedMatrix(
-        K=K,
-        N=N,
-        weight=torch.randint(-(2**63), 2**63 - 1, (words,)).view(torch.uint8),
-        scales=scales.half(),
-        blocks=blocks,
-    )
-
-
-def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | None = None) -> Model:
-    """A model of that shape with packed random weights; its head has 6 bits.
+def random_model(
+    shape: str,
+    bits: int = 4,
+    group: int = 128,
+    act_bits: int | None = None,
+    device: str = "cpu",
+) -> Model:
+    """A model of that shape with packed random weights; its head has 6 bits. float32 on the CPU, float16 on a GPU.
 
     Raises:
         SettingError: no such shape, width or group.
@@ -110,14 +90,14 @@ def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | No
         raise SettingError(f"act_bits is {act_bits}, expected 32, 16 or 8")
     act_bits = _act_bits(act_bits)
     c = ModelConfig.from_dict({"model_type": "llama", **SHAPES[shape]})
-    cpu = torch.device("cpu")
+    dtype = torch.float32 if device == "cpu" else torch.float16
 
     def linear(K: int, *widths: int, bits: int = bits) -> Linear:
-        matrix = random_matrix(K, sum(widths), bits, group)
+        matrix = random_matrix(K, sum(widths), bits, group, device)
         return Linear([PackedProduct(matrix, act_bits)], [widths])
 
     def norm() -> RmsNorm:
-        return RmsNorm(torch.ones(c.hidden_size), c.norm_eps)
+        return RmsNorm(torch.ones(c.hidden_size, device=device), c.norm_eps)
 
     q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
     layers = tuple(
@@ -142,27 +122,27 @@ def random_model(shape: str, bits: int = 4, group: int = 128, act_bits: int | No
         for i in range(c.layers)
     )
     # One row of the table is read a token: what the rows hold, and that they repeat, costs nothing.
-    some = torch.randn(256, c.hidden_size).half()
+    some = torch.randn(256, c.hidden_size, device=device).half()
     table = some.repeat(-(-c.vocab_size // 256), 1)[: c.vocab_size]
     return Model(
         config=c,
-        device=cpu,
-        dtype=torch.float32,
-        embedding=Embedding(table, torch.float32),
+        device=torch.device(device),
+        dtype=dtype,
+        embedding=Embedding(table, dtype),
         layers=layers,
         norm=norm(),
         head=linear(c.hidden_size, c.vocab_size, bits=HEAD_BITS),
-        rope=RopeTable(c.rope, c.max_positions, cpu),
+        rope=RopeTable(c.rope, c.max_positions, torch.device(device)),
     )
 
 
 def token_bytes(model: Model, held: float) -> float:
     """Bytes that one token reads with ``held`` tokens in the cache: all weights, keys and values.
 
-    The weights are the linear layers'; the cache is float32.
+    The weights are the linear layers'; the cache has the model's dtype.
     """
     c = model.config
-    return model.nbytes + held * 2 * c.layers * c.kv_heads * c.head_dim * 4
+    return model.nbytes + held * 2 * c.layers * c.kv_heads * c.head_dim * model.dtype.itemsize
 
 
 def time_prefill(model: Model, prefill: int, room: int) -> Times:
@@ -172,6 +152,7 @@ def time_prefill(model: Model, prefill: int, room: int) -> Times:
         cache = model.new_cache(1, room)
         started = time.perf_counter()
         model.forward(_prompt(model, prefill), cache=cache, last_only=True)
+        _finish(model)
         taken.append(time.perf_counter() - started)
     return Times.of(taken)
 
@@ -184,15 +165,23 @@ def time_decode(model: Model, tokens: int, prefill: int) -> Times:
     """
     cache = model.new_cache(1, prefill + WARM_TOKENS + tokens)
     logits = model.forward(_prompt(model, prefill), cache=cache, last_only=True)
+    _finish(model)
     taken = []
     for _ in range(WARM_TOKENS + tokens):
         started = time.perf_counter()
         token = logits[:, -1].argmax(-1, keepdim=True)
         logits = model.forward(token, cache=cache, last_only=True)
+        _finish(model)
         taken.append(time.perf_counter() - started)
     if not bool(logits.isfinite().all()):
         raise SettingError("the random model gives logits that are not finite; try other bits")
     return Times.of(taken[WARM_TOKENS:])
+
+
+def _finish(model: Model) -> None:
+    """Wait for what is still running: on a GPU the calls return before."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _prompt(model: Model, tokens: int) -> torch.Tensor:
@@ -227,23 +216,25 @@ def run(
     threads: int | None = None,
     tokens: int = 32,
     prefill: int = 512,
+    device: str = "cpu",
 ) -> Report:
     """Build the model, time prefill and decoding, and read memory as fast as it goes.
 
     Raises:
         SettingError: a setting is none that there is, or the context is too short for the tokens.
     """
+    gpu_device.check_device(device)
     load = load_average()
     with thread_count(threads) as used:
         torch.manual_seed(0)
-        model = random_model(shape, bits, group, act_bits)
+        model = random_model(shape, bits, group, act_bits, device)
         room = prefill + WARM_TOKENS + tokens
         if room > model.config.max_positions:
             raise SettingError(
                 f"prefill and tokens need {room} positions, but {shape} has "
                 f"{model.config.max_positions}; ask for fewer"
             )
-        ceiling = bandwidth.read_ceiling()
+        ceiling = bandwidth.read_ceiling() if device == "cpu" else gpu_ceiling.read_ceiling()
         decoding = time_decode(model, tokens, prefill)
         filling = time_prefill(model, prefill, room)
     read = token_bytes(model, prefill + WARM_TOKENS + (tokens + 1) / 2)
@@ -261,6 +252,7 @@ def run(
         "head_bits": HEAD_BITS,
         "act_bits": _act_bits(act_bits),
         "threads": used,
+        "device": device,
     }
     return Report(
         "decode",
@@ -275,6 +267,7 @@ def run(
             f"Random weights; the head has {HEAD_BITS} bits. Bytes read: linear layers, keys and "
             "values. Share: of the best memory read above."
         ],
+        cpu_device() if device == "cpu" else gpu_device.device(),
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nybble import ops
 from nybble.benchmarks import bandwidth, baselines, pairs
-from nybble.benchmarks.decode import random_matrix
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.benchmarks.report import (
     Report,
     Section,

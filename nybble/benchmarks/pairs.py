@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nybble import ops
-from nybble.benchmarks.decode import random_matrix
+from nybble.benchmarks.random_matrix import random_matrix
 from nybble.ops.reference import IMPLEMENTATIONS
 from nybble.ops.sample_steps import TopK, TopP
 
@@ -20,10 +20,17 @@ Call = Callable[[], object]
 Pair = tuple[str, Call, Call]
 
 
-def pairs(M: int) -> Iterator[Pair]:
-    """Name, our call and PyTorch's, with ``M`` tokens (of one sequence) or rows."""
-    x, gate, up = torch.randn(3, M, HIDDEN).unbind()
-    weight, bias = torch.randn(2, HIDDEN).unbind()
+def pairs(
+    M: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> list[Pair]:
+    """Name, our call and PyTorch's, with ``M`` tokens (of one sequence) or rows of ``dtype``, where an op leaves a choice."""
+    with torch.device(device):
+        return list(_pairs(M, dtype))
+
+
+def _pairs(M: int, dtype: torch.dtype) -> Iterator[Pair]:
+    x, gate, up = torch.randn(3, M, HIDDEN, dtype=dtype).unbind()
+    weight, bias = torch.randn(2, HIDDEN, dtype=dtype).unbind()
     yield (
         "rms_norm",
         lambda: ops.rms_norm(x, weight, 1e-5),
@@ -40,20 +47,22 @@ def pairs(M: int) -> Iterator[Pair]:
         lambda: ops.gelu_mul(gate, up, tanh=True),
         lambda: F.gelu(gate, approximate="tanh") * up,
     )
-    dense = torch.randn(HIDDEN, HIDDEN)
-    yield "matmul float32", lambda: ops.matmul(x, dense), lambda: F.linear(x, dense)
+    dense = torch.randn(HIDDEN, HIDDEN, dtype=dtype)
+    yield "matmul", lambda: ops.matmul(x, dense), lambda: F.linear(x, dense)
     table, ids = torch.randn(VOCABULARY, HIDDEN).half(), torch.arange(M)[None]
     yield (
         "embedding",
-        lambda: ops.embedding(ids, table),
-        lambda: F.embedding(ids, table).float(),
+        lambda: ops.embedding(ids, table, dtype),
+        lambda: F.embedding(ids, table).to(dtype),
     )
-    for family in (_rope, _attention, _sampling, _caches, _int8, _quantizing, _rest):
-        yield from family(M)
+    for family in (_rope, _attention, _int8, _rest):
+        yield from family(M, dtype)
+    for fixed in (_sampling, _caches, _quantizing):  # whose ops take one dtype only
+        yield from fixed(M)
 
 
-def _rope(M: int) -> Iterator[Pair]:
-    heads = torch.randn(1, M, HEADS, HEAD_DIM)
+def _rope(M: int, dtype: torch.dtype) -> Iterator[Pair]:
+    heads = torch.randn(1, M, HEADS, HEAD_DIM, dtype=dtype)
     angles = torch.rand(M, HEAD_DIM // 2)
     cos, sin, positions = angles.cos(), angles.sin(), torch.arange(M)[None]
 
@@ -65,11 +74,11 @@ def _rope(M: int) -> Iterator[Pair]:
     yield "rope_", lambda: ops.rope_(heads, cos, sin, positions), plain
 
 
-def _attention(M: int) -> Iterator[Pair]:
+def _attention(M: int, dtype: torch.dtype) -> Iterator[Pair]:
     """``M`` new tokens after ``HELD``; keys and values lie head by head, as the cache keeps them."""
     S = HELD + M
-    q = torch.randn(1, M, HEADS, HEAD_DIM)
-    k, v = (torch.randn(1, KV_HEADS, S, HEAD_DIM).transpose(1, 2) for _ in range(2))
+    q = torch.randn(1, M, HEADS, HEAD_DIM, dtype=dtype)
+    k, v = torch.randn(2, 1, KV_HEADS, S, HEAD_DIM, dtype=dtype).transpose(2, 3)
     lengths = torch.tensor([S])
     mask = torch.ones(M, S, dtype=torch.bool).tril(HELD)
 
@@ -81,7 +90,7 @@ def _attention(M: int) -> Iterator[Pair]:
     yield "attention", lambda: ops.attention(q, k, v, lengths), plain
 
     keys, values = (x.transpose(1, 2).contiguous() for x in (k, v))
-    qkv = torch.randn(1, M, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    qkv = torch.randn(1, M, (HEADS + 2 * KV_HEADS) * HEAD_DIM, dtype=dtype)
     angles = torch.rand(S, HEAD_DIM // 2)
     rope = angles.cos(), angles.sin(), torch.arange(HELD, S)[None]
     yield (
@@ -89,9 +98,12 @@ def _attention(M: int) -> Iterator[Pair]:
         lambda: ops.cached_attention_(qkv, rope, (keys, values, lengths)),
         _plainly("cached_attention_", qkv, *rope, True, keys, values, lengths, HEAD_DIM**-0.5, 0),
     )
-    one = torch.randn(M, HEADS, HEAD_DIM)
-    chunks = torch.randn(M, KV_HEADS, HEAD_DIM // 4, 64, 4)
-    rows, held = torch.randn(M, KV_HEADS, 64, HEAD_DIM), torch.full((M,), 64)
+    one, rows = (
+        torch.randn(M, *rest, HEAD_DIM, dtype=dtype) for rest in ((HEADS,), (KV_HEADS, 64))
+    )
+    run = 16 // dtype.itemsize
+    chunks = torch.randn(M, KV_HEADS, HEAD_DIM // run, 64, run, dtype=dtype)
+    held = torch.full((M,), 64)
     yield (
         "decode_attention",
         lambda: ops.decode_attention(one, chunks, rows, held),
@@ -151,13 +163,14 @@ def _caches(M: int) -> Iterator[Pair]:
     yield "fp8_decode_", lambda: ops.fp8_decode_(x, bytes_), _plainly("fp8_decode_", x, bytes_)
 
 
-def _int8(M: int) -> Iterator[Pair]:
-    x, weight = torch.randn(M, HIDDEN), torch.randint(-127, 128, (HIDDEN, HIDDEN), dtype=torch.int8)
+def _int8(M: int, dtype: torch.dtype) -> Iterator[Pair]:
+    x, weight = torch.randn(M, HIDDEN, dtype=dtype), torch.randint(-127, 128, (HIDDEN, HIDDEN))
+    weight = weight.to(torch.int8)
     codes, scale = ops.quantize_int8(x)
     w_scale, norm, bias = torch.rand(HIDDEN), torch.randn(HIDDEN), torch.randn(HIDDEN)
 
     def product() -> Tensor:
-        return torch._int_mm(codes, weight.T).float() * (scale[:, None] * w_scale)
+        return (torch._int_mm(codes, weight.T).float() * (scale[:, None] * w_scale)).to(dtype)
 
     yield "quantize_int8", lambda: ops.quantize_int8(x), _plainly("quantize_int8", x)
     yield (
@@ -165,7 +178,11 @@ def _int8(M: int) -> Iterator[Pair]:
         lambda: ops.layer_norm_int8(x, norm, bias, 1e-5),
         _plainly("layer_norm_int8", x, norm, bias, 1e-5),
     )
-    yield "int8_matmul", lambda: ops.int8_matmul(codes, scale, weight, w_scale), product
+    yield (
+        "int8_matmul",
+        lambda: ops.int8_matmul(codes, scale, weight, w_scale, dtype=dtype),
+        product,
+    )
 
 
 def _quantizing(M: int) -> Iterator[Pair]:
@@ -197,13 +214,13 @@ def _quantizing(M: int) -> Iterator[Pair]:
     )
 
 
-def _rest(M: int) -> Iterator[Pair]:
-    x, logits = torch.randn(M, HIDDEN), torch.randn(M, 64)
+def _rest(M: int, dtype: torch.dtype) -> Iterator[Pair]:
+    x, logits = torch.randn(M, HIDDEN, dtype=dtype), torch.randn(M, 64, dtype=dtype)
     # Of ones in place: a weight applied again and again would end in subnormal numbers.
-    y, ones = x.clone(), torch.ones(HIDDEN)
+    y, ones = x.clone(), torch.ones(HIDDEN, dtype=dtype)
 
     def route() -> object:
-        best = logits.softmax(-1).topk(4)
+        best = logits.softmax(-1, dtype=torch.float32).topk(4)
         return best.values / best.values.sum(-1, keepdim=True), best.indices
 
     yield (
@@ -218,7 +235,7 @@ def _rest(M: int) -> Iterator[Pair]:
     )
     yield "softcap_", lambda: ops.softcap_(x, 30.0), lambda: x.div_(30.0).tanh_().mul_(30.0)
     yield "moe_route", lambda: ops.moe_route(logits, 4), route
-    matrix = random_matrix(HIDDEN, 16 * M, 4, 128)
+    matrix = random_matrix(HIDDEN, 16 * M, 4, 128, x.device)
     arguments = (matrix.weight, matrix.scales, None, None, matrix.blocks, HIDDEN, 16 * M)
     yield (
         "dequantize",

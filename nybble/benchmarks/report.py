@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from typing import Any
@@ -136,6 +136,7 @@ class Report:
     load: float | None  # when it started
     sections: list[Section]
     notes: list[str]
+    device: dict[str, Any] = field(default_factory=device)
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -143,7 +144,7 @@ class Report:
             "benchmark": self.benchmark,
             "command": shlex.join(["nybble", *sys.argv[1:]]),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "device": device(),
+            "device": self.device,
             "versions": versions(),
             "load_average": self.load,
             "settings": self.settings,
@@ -157,13 +158,11 @@ class Report:
         from rich.table import Table
 
         console = Console()
-        cpu = device()
         console.print(
-            f"{cpu['cpu']}, {cpu['cores']} cores, {cpu['ops']} ops ({cpu['cpu_isa'] or 'PyTorch'})"
-            f", torch {torch.__version__}, load average at start {self.load}",
+            f"{headline(self.device)}, torch {torch.__version__}, load average at start {self.load}",
             soft_wrap=True,
         )
-        for section in self.sections:
+        for section in filter(lambda section: section.rows, self.sections):
             table = Table(title=section.title, title_justify="left", box=None, pad_edge=False)
             for name in section.rows[0]:
                 table.add_column(name.replace("_", " "), justify="right")
@@ -174,14 +173,36 @@ class Report:
             console.print(note, soft_wrap=True)
 
 
+def headline(device: dict[str, Any]) -> str:
+    """The machine in words.
+
+    >>> headline({"cpu": "Xeon", "cores": 2, "ops": "native", "cpu_isa": "avx512"})
+    'Xeon, 2 cores, native ops (avx512)'
+    >>> busy = {"reading": {"sm_clock_MHz": 1980.0}, "multiplying": {"sm_clock_MHz": 1440.0}}
+    >>> headline({"gpu": "H200", "ops": "native", "library_archs": ["90a-real"], **busy})
+    'H200, native ops (90a-real), SM clock 1980.0 MHz reading, 1440.0 MHz multiplying'
+    """
+    if "gpu" in device:
+        archs = ", ".join(device["library_archs"] or ["PyTorch"])
+        clocks = ", ".join(
+            f"{device[busy].get('sm_clock_MHz', 'unknown')} MHz {busy}"
+            for busy in ("reading", "multiplying")
+        )
+        return f"{device['gpu']}, {device['ops']} ops ({archs}), SM clock {clocks}"
+    isa = device["cpu_isa"] or "PyTorch"
+    return f"{device['cpu']}, {device['cores']} cores, {device['ops']} ops ({isa})"
+
+
 def _cell(value: Any) -> str:
     """Three digits that count.
 
-    >>> [_cell(x) for x in (0.01234, 12.34, 1234.5, 7, None)]
-    ['0.0123', '12.3', '1,234', '7', '-']
+    >>> [_cell(x) for x in (0.01234, 12.34, 1234.5, 7, None, True)]
+    ['0.0123', '12.3', '1,234', '7', '-', 'yes']
     """
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

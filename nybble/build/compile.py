@@ -43,10 +43,11 @@ class Plan:
         return f"nybble {self.hash} {' '.join(self.options)} torch {self.tools.torch.version}"
 
 
-def plan(*, sanitize: str = "", archs: str | None = None) -> Plan:
+def plan(*, sanitize: str = "", archs: str | None = None, check_spills: bool = False) -> Plan:
     """What would be built here and now. Raises ``BuildError`` naming what is missing.
 
     ``archs`` stands in for ``TORCH_CUDA_ARCH_LIST``; ``all`` is the default list without looking for GPUs.
+    ``check_spills``: a CUDA unit marked hot must not spill registers.
     """
     from nybble.build import cuda as cuda_build
 
@@ -59,6 +60,7 @@ def plan(*, sanitize: str = "", archs: str | None = None) -> Plan:
     options = [
         f"-DNYBBLE_DEBUG={'ON' if env.flag('NYBBLE_EXT_DEBUG') else 'OFF'}",
         f"-DNYBBLE_SANITIZE={sanitize}",
+        *(["-DNYBBLE_CHECK_SPILLS=ON"] if check_spills else []),
     ]
     options += cuda_build.cmake_options(tools.torch, env.text("NYBBLE_CUDA") or "auto", archs)
     content = sources.content_hash(tree)

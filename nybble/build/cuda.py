@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nybble import env
-from nybble.build.toolchain import Torch, jobs, output_of, version_tuple
+from nybble.build.toolchain import Torch, output_of, version_tuple
 from nybble.errors import BuildError, SettingError
 
 MINIMUM_CUDA = (11, 8)
@@ -24,7 +23,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "blackwell": ("10.0", "12.0"),
 }
 # What a wheel is built for when nobody says: every family with tensor cores, and PTX for those to come.
-DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0")
 
 
 @dataclass(frozen=True, order=True)
@@ -185,13 +184,11 @@ def cmake_options(torch: Torch, wanted: str, archs: str | None = None) -> list[s
         return ["-DNYBBLE_CUDA=OFF"]
     version = check_nvcc(nvcc, torch)
     chosen = ";".join(name for arch in choose_archs(nvcc, archs) for name in arch.cmake())
-    threads = max(1, min(4, (os.cpu_count() or 1) // max(1, jobs())))
     return [
         "-DNYBBLE_CUDA=ON",
         f"-DNYBBLE_CUDA_ARCHS={chosen}",
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DNYBBLE_CUDA_VERSION={version[0]}.{version[1]}",
-        f"-DNYBBLE_NVCC_THREADS={threads}",
     ]
 
 

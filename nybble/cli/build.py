@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -22,18 +23,25 @@ def build(
         str | None,
         typer.Option(help="CUDA architectures as in TORCH_CUDA_ARCH_LIST, or all."),
     ] = None,
+    check_spills: Annotated[
+        bool,
+        typer.Option("--check-spills", help="Fail where a CUDA unit marked hot spills registers."),
+    ] = False,
 ) -> None:
     """Build the native library and say where it is."""
     from nybble.build import compile as building
-    from nybble.build import progress, sources
+    from nybble.build import progress, sources, toolchain
 
-    plan = building.plan(sanitize=sanitize, archs=archs)
+    plan = building.plan(sanitize=sanitize, archs=archs, check_spills=check_spills)
     if clean:
         building.forget(plan)
     path = building.cached(plan.key)
     if path is None:
+        started = time.perf_counter()
         with progress.bar("asked for by nybble build") as shown:
             path = building.build(plan, shown)
+        seconds = time.perf_counter() - started
+        typer.echo(f"Built in {seconds:.0f} s with {toolchain.jobs()} jobs.")
     if output is not None:
         path = building.put(path, output / sources.library_name())
     record = sources.read_build_info(path) or {}

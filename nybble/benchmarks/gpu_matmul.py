@@ -1,0 +1,170 @@
+"""The quantized product on a GPU beside its floor, its target, fp16 cuBLAS and PyTorch's own 4-bit kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nybble import ops
+from nybble.benchmarks import gpu_cases
+from nybble.benchmarks.gpu_cases import Weight
+from nybble.benchmarks.gpu_ceiling import Ceiling
+from nybble.benchmarks.gpu_timing import copies, graph_times
+from nybble.benchmarks.random_matrix import random_mixture
+from nybble.benchmarks.report import Section
+from nybble.ops import _native
+from nybble.ops.packed import PackedMatrix
+
+INT4PACK_ROWS = 32  # beyond, PyTorch's 4-bit kernel takes many times cuBLAS's time
+INNER_TILES = 8  # of its layout
+Seconds = dict[int, float]  # by M
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Others' seconds a product, of one K and N."""
+
+    cublas: Seconds
+    int4pack: Seconds  # empty where this torch or GPU has no such kernel
+
+
+def bytes_moved(nbytes: int, K: int, N: int, M: int) -> int:
+    """A matrix of ``nbytes`` and fp16 activations read once, results written once.
+
+    >>> bytes_moved(1000, 10, 20, 3)
+    1180
+    """
+    return nbytes + 2 * M * (K + N)
+
+
+def figures(
+    weight: Weight,
+    M: int,
+    nbytes: int,
+    seconds: float | None,
+    others: dict[str, float | None],
+    ceiling: Ceiling,
+) -> dict[str, Any]:
+    """One row of the table; ``others``: seconds of ``cublas``, ``int4pack`` and ``parts``, where they were measured."""
+    K, N = weight.K, weight.N
+    floor = ceiling.floor(bytes_moved(nbytes, K, N, M), 2.0 * M * K * N)
+    wanted = gpu_cases.target(weight, M)
+    limit = None if wanted is None else wanted.seconds(others)
+    cublas, int4pack = others["cublas"], others["int4pack"]
+    return {
+        "weight": weight.name,
+        "K": K,
+        "N": N,
+        "M": M,
+        "us": _us(seconds),
+        "target_us": _us(limit),
+        "met": None if seconds is None or limit is None else seconds <= limit,
+        "floor_us": _us(floor),
+        "share_of_floor": None if seconds is None else floor / seconds,
+        "cublas_us": _us(cublas),
+        "int4pack_us": _us(int4pack),
+        "times_cublas": None if seconds is None or cublas is None else cublas / seconds,
+    }
+
+
+def _us(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e6
+
+
+def parts(weight: Weight, alone: dict[tuple[int, int, int], float]) -> float | None:
+    """Each width's time for a whole matrix, by the share of the rows that have it; None where one was not measured.
+
+    ``alone``: seconds at one row by bits, K and N.
+
+    >>> mixed = Weight("", 128, 32, gpu_cases.mixture(128, ((4, 0.25, 32), (3, 0.75, 32))))
+    >>> parts(mixed, {(4, 128, 32): 4.0, (3, 128, 32): 2.0})
+    2.5
+    """
+    sum_ = 0.0
+    for bits in {segment.bits for segment in weight.segments}:
+        seconds = alone.get((bits, weight.K, weight.N))
+        if seconds is None:
+            return None
+        sum_ += weight.share(bits) * seconds
+    return sum_
+
+
+def measure_ours(weight: Weight) -> tuple[int, Seconds]:
+    """Bytes of one matrix, and seconds by M. Empty where the library has no kernel: the reference is not timed."""
+    make = partial(
+        random_mixture,
+        weight.K,
+        weight.N,
+        weight.segments,
+        "cuda",
+        permuted=weight.permuted,
+        zeros=weight.zeros,
+    )
+    first = make()
+    if "CUDA" not in _native.native_devices("qmatmul"):
+        return first.nbytes, {}
+    matrices = [first, *(make() for _ in range(copies(first.nbytes) - 1))]
+    return first.nbytes, {M: _time_ours(matrices, M) for M in gpu_cases.rows_of(weight)}
+
+
+def _time_ours(matrices: list[PackedMatrix], M: int) -> float:
+    x = torch.randn(M, matrices[0].K, device="cuda", dtype=torch.float16)
+    return graph_times([partial(ops.qmatmul, x, matrix) for matrix in matrices]).median
+
+
+def measure_baselines(K: int, N: int) -> Baselines:
+    """fp16 by cuBLAS at every M, PyTorch's 4-bit kernel up to ``INT4PACK_ROWS``."""
+    dense = torch.randn(N, K, device="cuda", dtype=torch.float16)
+    turn = [dense, *(dense.clone() for _ in range(copies(dense.nbytes) - 1))]
+    cublas = {M: _time_linear(turn, M) for M in gpu_cases.ROWS}
+    del dense, turn
+    return Baselines(cublas, dict(_int4pack(K, N)))
+
+
+def _time_linear(turn: list[Tensor], M: int) -> float:
+    x = torch.randn(M, turn[0].shape[1], device="cuda", dtype=torch.float16)
+    return graph_times([partial(F.linear, x, weight) for weight in turn]).median
+
+
+def _int4pack(K: int, N: int) -> Iterator[tuple[int, float]]:
+    """Seconds by M, in bfloat16, which is all it has."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        return
+    codes = torch.randint(0, 256, (N, K // 2), device="cuda", dtype=torch.uint8)
+    packed = torch.ops.aten._convert_weight_to_int4pack(codes, INNER_TILES)
+    scales = torch.rand(K // gpu_cases.GROUP, N, 2, device="cuda", dtype=torch.bfloat16)
+    turn = [(packed.clone(), scales.clone()) for _ in range(copies(packed.nbytes + scales.nbytes))]
+    for M in gpu_cases.ROWS:
+        if M <= INT4PACK_ROWS:
+            x = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
+            product = partial(torch.ops.aten._weight_int4pack_mm, x)
+            yield M, graph_times([partial(product, w, gpu_cases.GROUP, s) for w, s in turn]).median
+
+
+def section(ceiling: Ceiling) -> Section:
+    """Every case of ``gpu_cases``."""
+    others: dict[tuple[int, int], Baselines] = {}
+    alone: dict[tuple[int, int, int], float] = {}
+    rows = []
+    for weight in gpu_cases.weights():
+        shape = weight.K, weight.N
+        if shape not in others:
+            others[shape] = measure_baselines(*shape)
+        nbytes, ours = measure_ours(weight)
+        if weight.name == f"{weight.segments[0].bits} bits" and 1 in ours:
+            alone[(weight.segments[0].bits, weight.K, weight.N)] = ours[1]
+        for M in gpu_cases.rows_of(weight):
+            compared = {
+                "cublas": others[shape].cublas.get(M),
+                "int4pack": others[shape].int4pack.get(M),
+                "parts": parts(weight, alone),
+            }
+            rows.append(figures(weight, M, nbytes, ours.get(M), compared, ceiling))
+    title = f"[M, K] @ [K, N], float16, group {gpu_cases.GROUP} unless a mixture"
+    return Section("qmatmul", title, rows)
