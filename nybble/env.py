@@ -88,6 +88,12 @@ TABLE: tuple[Variable, ...] = (
         choices=("32", "16", "8"),
     ),
     Variable(
+        "NYBBLE_BATCH_INVARIANT",
+        "flag",
+        "0",
+        "On a GPU, results that do not depend on what else is in the batch; slower for many rows.",
+    ),
+    Variable(
         "NYBBLE_TEST_DATA",
         "path",
         None,

@@ -9,7 +9,7 @@ namespace nybble::binding {
 Tensor qmatmul_cpu(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
                    int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
-                   const std::optional<Tensor>& add);
+                   const std::optional<Tensor>& add, bool invariant);
 Tensor dequantize_cpu(const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
                       const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
 Tensor matmul_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
@@ -61,6 +61,12 @@ void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Te
 std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool renormalize);
 
 #ifdef NYBBLE_CUDA
+Tensor qmatmul_cuda(const Tensor& x, const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
+                    const std::optional<Tensor>& perm, const Tensor& blocks, const std::optional<Tensor>& bias,
+                    int64_t N, int64_t act_bits, const std::optional<Tensor>& norm, double eps, int64_t gate,
+                    const std::optional<Tensor>& add, bool invariant);
+Tensor dequantize_cuda(const Tensor& weight, const Tensor& scales, const std::optional<Tensor>& zeros,
+                       const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
 void rms_norm_in_place_cuda(const Tensor& x, const Tensor& weight, double eps);
 #endif

@@ -58,6 +58,8 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
 
 #ifdef NYBBLE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
+  m.impl("qmatmul", TORCH_BOX(&nybble::binding::qmatmul_cuda));
+  m.impl("dequantize", TORCH_BOX(&nybble::binding::dequantize_cuda));
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
   m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
 }

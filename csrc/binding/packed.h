@@ -57,6 +57,9 @@ inline Packed check_packed(Check& check, const Tensor& weight, const Tensor& sca
   check.that(weight.numel() % (NB > 0 ? NB : 1) == 0 && weight.numel() / (NB > 0 ? NB : 1) == (NB > 0 ? bytes : 0),
              "weight has ", weight.numel(), " bytes, expected ", NB, " column blocks of ", bytes, " bytes");
 
+  check.that(!weight.is_cuda() || reinterpret_cast<uintptr_t>(weight.data_ptr()) % 16 == 0,
+             "weight must start at a multiple of 16 bytes on a GPU; clone it first");
+
   const int64_t rows_packed = KB * kPackRows;
   if (perm.has_value()) {
     check.let("KB*32", rows_packed, "blocks");

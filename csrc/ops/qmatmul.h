@@ -16,15 +16,17 @@ struct QMatmulArgs {
   const uint16_t* scales;  // [NB, G, 16] fp16
   const float* zeros;      // [NB, G, 16] f32, or nullptr: 2^(bits-1)
   const int32_t* perm;  // [KB * 32] column of x for each packed row, -1 for padding; nullptr: identity, x is 0 beyond K
-  const int32_t* blocks;  // [KB, 2]: bits (2, 3, 4, 5, 6, 8) and group of each k block
+  const int32_t* blocks;  // [KB, 2] in host memory: bits (2, 3, 4, 5, 6, 8) and group of each k block
   const void* bias;       // [N], x_dtype, or nullptr
   const void* add;        // [M, N], x_dtype, rows add_stride elements apart, or nullptr
   int64_t add_stride;
   void* y;          // [M, N], x_dtype, contiguous, fully written
   int64_t M, N, K;  // N is the true width; NB = ceil(N / 16)
   int64_t KB, G;    // k blocks, groups
-  int act_bits;   // 32: float activations; 16 or 8: integers with one scale per 32, where the CPU has the instructions
-  void* scratch;  // qmatmul_scratch_bytes() bytes, 64-byte aligned
+  int act_bits;  // 32: float activations; 16 or 8: integers with one scale per 32, where the CPU has the instructions.
+                 // GPUs take activations as they are.
+  bool invariant;  // a row's sums are the same whatever the other rows and their number
+  void* scratch;   // qmatmul_scratch_bytes() bytes, 64-byte aligned
 };
 
 namespace cpu {
@@ -32,7 +34,8 @@ int64_t qmatmul_scratch_bytes(const QMatmulArgs&);
 Status qmatmul(const QMatmulArgs&);
 }  // namespace cpu
 namespace cuda {
+int64_t qmatmul_scratch_bytes(const QMatmulArgs&);
 Status qmatmul(const QMatmulArgs&, Stream);
-}
+}  // namespace cuda
 
 }  // namespace nybble

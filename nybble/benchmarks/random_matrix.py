@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nybble.errors import SettingError
-from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
+from nybble.ops.packed import PackedMatrix
+from nybble.ops.tiles import COLUMNS, PLANES, ROWS
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from nybble import ops
 from nybble.formats.base import LinearWeights
 from nybble.formats.dense import DenseLinear
 from nybble.modules.before import Before, Gate, RmsNorm
-from nybble.ops.packed import COLUMNS, PackedMatrix
+from nybble.ops.packed import PackedMatrix
+from nybble.ops.tiles import COLUMNS
 
 
 @dataclass(frozen=True)

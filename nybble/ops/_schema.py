@@ -6,7 +6,7 @@ import torch
 
 SCHEMAS: dict[str, str] = {
     "qmatmul": "(Tensor x, Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, Tensor? bias, "
-    "int N, int act_bits, Tensor? norm=None, float eps=0.0, int gate=-1, Tensor? add=None) -> Tensor",
+    "int N, int act_bits, Tensor? norm=None, float eps=0.0, int gate=-1, Tensor? add=None, bool invariant=False) -> Tensor",
     "dequantize": "(Tensor weight, Tensor scales, Tensor? zeros, Tensor? perm, Tensor blocks, int K, int N, "
     "ScalarType dtype) -> Tensor",
     "matmul": "(Tensor x, Tensor weight, Tensor? bias) -> Tensor",

@@ -2,10 +2,8 @@
 
 A matrix ``[K, N]`` is stored as *packed rows*: rows sorted so that every run of 32 (a *k block*) has one width and one
 scale group; padding rows carry code 0 and gather index -1. Columns go in blocks of 16. One tile, 32 rows of 16 columns
-at ``bits`` bits, is ``64 * bits`` bytes, made of planes of 1, 2, 4 or 8 bits (3 = 2+1, 5 = 4+1, 6 = 4+2; the low bits
-first). A plane of ``p`` bits is ``p`` vectors of 64 bytes; byte ``4 * column + i`` of vector ``j`` holds, at bit ``p * f``,
-the plane's bits of row ``4 * (j * (8 // p) + f) + i``. The tiles of a column block follow each other in row order, the
-column blocks in column order.
+at ``bits`` bits, is ``64 * bits`` bytes, in the order of the device it lies on (:mod:`nybble.ops.tiles`). The tiles of a
+column block follow each other in row order, the column blocks in column order.
 """
 
 from __future__ import annotations
@@ -15,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-COLUMNS = 16
-ROWS = 32
-PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+from nybble.ops.tiles import COLUMNS, ROWS, pack_tiles, unpack_tiles
+
+_CODES_AT_ONCE = 1 << 26  # bytes of codes that a change of order unfolds at a time
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,14 @@ class PackedMatrix:
         return sum(t.nbytes for t in parts if t is not None)
 
     def to(self, device: torch.device | str) -> PackedMatrix:
-        """The same matrix with its tensors (all but ``blocks``) on ``device``."""
+        """The same matrix with its tensors (all but ``blocks``) on ``device``, the tiles in that device's order."""
 
         def move(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device)
 
         return replace(
             self,
-            weight=self.weight.to(device),
+            weight=_weight_to(self, torch.device(device)),
             scales=self.scales.to(device),
             zeros=move(self.zeros),
             perm=move(self.perm),
@@ -68,64 +66,55 @@ def pack_codes(codes: Tensor, blocks: Tensor) -> Tensor:
     rows, N = codes.shape
     KB, NB = rows // ROWS, -(-N // COLUMNS)
     padded = torch.nn.functional.pad(codes, (0, NB * COLUMNS - N))
-    # [KB, quad of rows, row in quad, NB, column] -> [KB, NB, quad, column, row in quad]
-    quads = padded.view(KB, 8, 4, NB, COLUMNS).permute(0, 3, 1, 4, 2).reshape(KB, NB, 8, 64)
-    tiles: list[Tensor] = [torch.empty(0, dtype=torch.uint8)] * KB
-    bits_of = blocks[:, 0]
-    for bits in bits_of.unique().tolist():
-        where = (bits_of == bits).nonzero().flatten()
-        packed = _pack_planes(quads[where], bits)
-        for i, kb in enumerate(where.tolist()):
-            tiles[kb] = packed[i]
-    if not tiles:
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.cat(tiles, dim=1).flatten()
+    all_tiles = padded.view(KB, ROWS, NB, COLUMNS).permute(2, 0, 1, 3)  # [NB, KB, 32, 16]
+    runs = [pack_tiles(all_tiles[:, run.start : run.stop], bits) for run, bits in _runs(blocks)]
+    if not runs:
+        return codes.new_empty(0)
+    return torch.cat([tiles.flatten(1) for tiles in runs], dim=1).flatten()
 
 
-def _pack_planes(quads: Tensor, bits: int) -> Tensor:
-    """``[n, NB, 8, 64]`` codes to ``[n, NB, 64 * bits]`` bytes."""
-    planes = []
-    shift = 0
-    for p in PLANES[bits]:
-        fields = 8 // p
-        part = (quads >> shift) & ((1 << p) - 1)
-        part = part.view(*quads.shape[:2], p, fields, 64)
-        packed = torch.zeros_like(part[:, :, :, 0])
-        for f in range(fields):
-            packed |= part[:, :, :, f] << (p * f)
-        planes.append(packed.flatten(2))
-        shift += p
-    return torch.cat(planes, dim=2)
+def _runs(blocks: Tensor) -> list[tuple[range, int]]:
+    """Neighbouring k blocks of one width: which, and the width."""
+    widths, counts = torch.unique_consecutive(blocks[:, 0], return_counts=True)
+    found, start = [], 0
+    for bits, count in zip(widths.tolist(), counts.tolist(), strict=True):
+        found.append((range(start, start + count), bits))
+        start += count
+    return found
+
+
+def _column_blocks(weight: Tensor, blocks: Tensor, N: int) -> Tensor:
+    """The bytes as one row a column block."""
+    return weight.view(-(-N // COLUMNS), int(blocks[:, 0].sum()) * 64)
 
 
 def unpack_codes(weight: Tensor, blocks: Tensor, N: int) -> Tensor:
     """The inverse of :func:`pack_codes`: uint8 ``[KB*32, N]``."""
-    NB = -(-N // COLUMNS)
-    KB = blocks.shape[0]
-    sizes = (blocks[:, 0].long() * 64).tolist()
-    tiles = weight.view(NB, sum(sizes)).split(sizes, dim=1)
-    out = torch.empty(KB, 8, 4, NB, COLUMNS, dtype=torch.uint8, device=weight.device)
-    for kb, tile in enumerate(tiles):
-        quads = _unpack_planes(tile, int(blocks[kb, 0]))
-        out[kb] = quads.view(NB, 8, COLUMNS, 4).permute(1, 3, 0, 2)
+    rows = _column_blocks(weight, blocks, N)
+    NB, KB = rows.shape[0], blocks.shape[0]
+    out = torch.empty(KB, ROWS, NB, COLUMNS, dtype=torch.uint8, device=weight.device)
+    start = 0
+    for run, bits in _runs(blocks):
+        size = 64 * bits * len(run)
+        tiles = rows[:, start : start + size].reshape(NB, len(run), 64 * bits)
+        out[run.start : run.stop] = unpack_tiles(tiles, bits).permute(1, 2, 0, 3)
+        start += size
     return out.view(KB * ROWS, NB * COLUMNS)[:, :N].contiguous()
 
 
-def _unpack_planes(tile: Tensor, bits: int) -> Tensor:
-    """``[NB, 64 * bits]`` bytes to ``[NB, 8, 64]`` codes."""
-    NB = tile.shape[0]
-    quads = torch.zeros(NB, 8, 64, dtype=torch.uint8, device=tile.device)
-    shift = start = 0
-    for p in PLANES[bits]:
-        fields = 8 // p
-        plane = tile[:, start : start + 64 * p].reshape(NB, p, 1, 64)
-        shifts = (
-            torch.arange(fields, device=tile.device, dtype=torch.uint8).view(1, 1, fields, 1) * p
-        )
-        quads |= ((plane >> shifts) & ((1 << p) - 1)).view(NB, 8, 64) << shift
-        shift += p
-        start += 64 * p
-    return quads
+def _weight_to(m: PackedMatrix, device: torch.device) -> Tensor:
+    """The tiles on ``device``: column blocks are unfolded to codes and folded again, some at a time."""
+    if m.weight.is_cuda == (device.type == "cuda"):
+        return m.weight.to(device)
+    rows = _column_blocks(m.weight, m.blocks, m.N)
+    out = torch.empty(m.weight.shape, dtype=torch.uint8, device=device)
+    at_once = max(1, _CODES_AT_ONCE // max(1, m.blocks.shape[0] * ROWS * COLUMNS))
+    for some, to in zip(
+        rows.split(at_once), _column_blocks(out, m.blocks, m.N).split(at_once), strict=True
+    ):
+        codes = unpack_codes(some.flatten(), m.blocks, some.shape[0] * COLUMNS)
+        to.copy_(pack_codes(codes.to(device), m.blocks).view(to.shape))
+    return out
 
 
 def group_columns(values: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def qmatmul(
     norm: tuple[Tensor, float] | None = None,
     gate: str | None = None,
     add: Tensor | None = None,
+    invariant: bool | None = None,
 ) -> Tensor:
     """``y = f(x) @ W + bias + add``, ``W[perm[k], n] = (code[k, n] - zero[g, n]) * scale[g, n]``.
 
@@ -38,6 +39,11 @@ def qmatmul(
         norm: weight ``[K]`` and epsilon.
         gate: one of ``GATES``.
         add: ``[..., N]`` in x's dtype; added before the result is rounded.
+        invariant: a row's result depends on no other row, nor on how many there are. Always so on the CPU; on a GPU it costs
+            speed from some rows on (docs/performance.md). None: ``NYBBLE_BATCH_INVARIANT``, off unless set.
+
+    On a GPU activations stay as they are, whatever ``act_bits``; with float16 or bfloat16 x and many rows, W is rounded to
+    x's dtype first. ``perm`` is not looked at there: an index outside counts as padding.
 
     Returns ``[..., N]`` in x's dtype. Raises ``RuntimeError`` naming what does not fit, ``SettingError`` for a bad
     variable.
@@ -53,6 +59,8 @@ def qmatmul(
     if act_bits is None:
         # Read at each call, so that a program may change it: one dictionary look-up beside a whole product.
         act_bits = env.integer("NYBBLE_ACT_BITS")
+    if invariant is None:
+        invariant = x.is_cuda and env.flag("NYBBLE_BATCH_INVARIANT")
     bias = packed.bias
     if bias is not None and bias.dtype != x.dtype:
         bias = bias.to(x.dtype)
@@ -76,6 +84,7 @@ def qmatmul(
         eps,
         -1 if gate is None else GATES.index(gate),
         add,
+        invariant,
     )
     return y
 
@@ -95,5 +104,6 @@ def _(
     eps: float = 0.0,
     gate: int = -1,
     add: Tensor | None = None,
+    invariant: bool = False,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], N))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nybble.ops.packed import ROWS, PackedMatrix, dequantize, make_packed
+from nybble.ops.packed import PackedMatrix, dequantize, make_packed
+from nybble.ops.tiles import ROWS
 from tests.cases.base import DTYPES, F32, UNIT, Case, rounding
 
 

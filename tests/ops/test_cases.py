@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nybble import ops
 from nybble.ops import _native, _schema
+from nybble.ops.packed import PackedMatrix
 from nybble.ops.reference import IMPLEMENTATIONS
 from tests.cases import Case, all_cases
 
@@ -70,16 +71,33 @@ def test_reference(case: Case) -> None:
     check(case, args, got)
 
 
+def on_gpu(case: Case) -> list[Any]:
+    """Arguments there: views stay views, a packed matrix takes the GPU's order of tiles."""
+    args = fresh(case)
+    at, size = {"qmatmul": (1, args[0].shape[-1]), "dequantize": (0, 0)}.get(case.op, (None, 0))
+    keep: set[int] = set()
+    if at is not None:
+        weight, scales, zeros, perm, blocks = args[at : at + 5]
+        N = args[7] if case.op == "qmatmul" else args[6]
+        matrix = PackedMatrix(size, N, weight, scales, blocks, zeros, perm).to("cuda")
+        args[at] = matrix.weight
+        keep = {at, at + 4}  # the block table stays on the CPU
+    return [
+        move(a, "cuda") if torch.is_tensor(a) and i not in keep else a for i, a in enumerate(args)
+    ]
+
+
+def move(t: Tensor, device: str) -> Tensor:
+    """``t.to(device)`` with the same strides and storage offset, or the kernels would see no views."""
+    storage = torch.empty(0, dtype=t.dtype).set_(t.untyped_storage())  # type: ignore[call-overload]
+    moved = storage.to(device)
+    return moved.as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gpu(case: Case) -> None:
-    cpu_only = {"qmatmul": {5}, "dequantize": {4}}.get(
-        case.op, set()
-    )  # the block table stays on the CPU
-    args = [
-        a.cuda() if torch.is_tensor(a) and i not in cpu_only else a
-        for i, a in enumerate(fresh(case))
-    ]
+    args = on_gpu(case)
     got = getattr(torch.ops.nybble, case.op)(*args)
     check(case, args, got)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops.packed import COLUMNS, PLANES, ROWS, PackedMatrix
+from nybble.ops.packed import PackedMatrix
+from nybble.ops.tiles import COLUMNS, PLANES, ROWS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -24,6 +24,7 @@ def qmatmul(
     eps: float = 0.0,
     gate: int = -1,
     add: Tensor | None = None,
+    invariant: bool = False,
 ) -> Tensor:
     """``x @ W + bias`` with ``W`` dequantized to float32. ``act_bits`` is checked, then ignored: activations stay float."""
     op = "qmatmul"

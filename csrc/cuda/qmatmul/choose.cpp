@@ -1,0 +1,13 @@
+// Which strategy serves a product: the first whose predicate says yes.
+#include "cuda/qmatmul/qmatmul.h"
+
+namespace nybble::cuda {
+
+int64_t qmatmul_scratch_bytes(const QMatmulArgs& a) { return qmatmul_simt_scratch_bytes(a); }
+
+Status qmatmul(const QMatmulArgs& a, Stream stream) {
+  if (a.K > INT32_MAX - 32 || a.N > INT32_MAX - 32) return {"qmatmul: K and N are limited to 2^31 - 33"};
+  return qmatmul_simt(a, stream);
+}
+
+}  // namespace nybble::cuda

@@ -1,0 +1,12 @@
+// The strategies of qmatmul and what each can do; choose.cpp asks them in order.
+#pragma once
+#include "cuda/qmatmul/matrix.h"
+#include "ops/qmatmul.h"
+
+namespace nybble::cuda {
+
+// Float products on the ordinary units: every dtype, every GPU, any number of rows. The meaning of the faster ones.
+Status qmatmul_simt(const QMatmulArgs&, Stream);
+int64_t qmatmul_simt_scratch_bytes(const QMatmulArgs&);
+
+}  // namespace nybble::cuda
