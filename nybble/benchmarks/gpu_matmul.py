@@ -28,6 +28,15 @@ Seconds = dict[int, float]  # by M
 
 
 @dataclass(frozen=True)
+class Ours:
+    """Our seconds; empty where the library has no kernel: the reference is not timed."""
+
+    nbytes: int  # of one matrix
+    plain: Seconds
+    invariant: Seconds  # where a row's result may not depend on the batch
+
+
+@dataclass(frozen=True)
 class Baselines:
     """Others' seconds a product, of one K and N."""
 
@@ -52,7 +61,7 @@ def figures(
     others: dict[str, float | None],
     ceiling: Ceiling,
 ) -> dict[str, Any]:
-    """One row of the table; ``others``: seconds of ``cublas``, ``int4pack`` and ``parts``, where they were measured."""
+    """One row of the table; ``others``: what else was measured, in seconds."""
     K, N = weight.K, weight.N
     floor = ceiling.floor(bytes_moved(nbytes, K, N, M), 2.0 * M * K * N)
     wanted = gpu_cases.target(weight, M)
@@ -71,6 +80,7 @@ def figures(
         "cublas_us": _us(cublas),
         "int4pack_us": _us(int4pack),
         "times_cublas": None if seconds is None or cublas is None else cublas / seconds,
+        "invariant_us": _us(others["invariant"]),
     }
 
 
@@ -96,8 +106,8 @@ def parts(weight: Weight, alone: dict[tuple[int, int, int], float]) -> float | N
     return sum_
 
 
-def measure_ours(weight: Weight) -> tuple[int, Seconds]:
-    """Bytes of one matrix, and seconds by M. Empty where the library has no kernel: the reference is not timed."""
+def measure_ours(weight: Weight) -> Ours:
+    """The matrix at all its numbers of rows, over copies that take turns."""
     make = partial(
         random_mixture,
         weight.K,
@@ -109,14 +119,18 @@ def measure_ours(weight: Weight) -> tuple[int, Seconds]:
     )
     first = make()
     if "CUDA" not in _native.native_devices("qmatmul"):
-        return first.nbytes, {}
+        return Ours(first.nbytes, {}, {})
     matrices = [first, *(make() for _ in range(copies(first.nbytes) - 1))]
-    return first.nbytes, {M: _time_ours(matrices, M) for M in gpu_cases.rows_of(weight)}
+    rows = gpu_cases.rows_of(weight)
+    plain = {M: _time_ours(matrices, M, invariant=False) for M in rows}
+    alone = {M: _time_ours(matrices, M, invariant=True) for M in rows if M > 1}
+    return Ours(first.nbytes, plain, alone)
 
 
-def _time_ours(matrices: list[PackedMatrix], M: int) -> float:
+def _time_ours(matrices: list[PackedMatrix], M: int, *, invariant: bool) -> float:
     x = torch.randn(M, matrices[0].K, device="cuda", dtype=torch.float16)
-    return graph_times([partial(ops.qmatmul, x, matrix) for matrix in matrices]).median
+    product = partial(ops.qmatmul, x, invariant=invariant)
+    return graph_times([partial(product, matrix) for matrix in matrices]).median
 
 
 def measure_baselines(K: int, N: int) -> Baselines:
@@ -158,15 +172,16 @@ def section(ceiling: Ceiling) -> Section:
         shape = weight.K, weight.N
         if shape not in others:
             others[shape] = measure_baselines(*shape)
-        nbytes, ours = measure_ours(weight)
-        if weight.name == f"{weight.segments[0].bits} bits" and 1 in ours:
-            alone[(weight.segments[0].bits, weight.K, weight.N)] = ours[1]
+        ours = measure_ours(weight)
+        if weight.name == f"{weight.segments[0].bits} bits" and 1 in ours.plain:
+            alone[(weight.segments[0].bits, weight.K, weight.N)] = ours.plain[1]
         for M in gpu_cases.rows_of(weight):
             compared = {
                 "cublas": others[shape].cublas.get(M),
                 "int4pack": others[shape].int4pack.get(M),
                 "parts": parts(weight, alone),
+                "invariant": ours.invariant.get(M),
             }
-            rows.append(figures(weight, M, nbytes, ours.get(M), compared, ceiling))
+            rows.append(figures(weight, M, ours.nbytes, ours.plain.get(M), compared, ceiling))
     title = f"[M, K] @ [K, N], float16, group {gpu_cases.GROUP} unless a mixture"
     return Section("qmatmul", title, rows)

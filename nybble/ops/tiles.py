@@ -155,9 +155,7 @@ def _unpack_lanes(tiles: Tensor, bits: int) -> Tensor:
         start += LANES * size
         for i, word in enumerate(part):
             raw = whole[..., i * word.nbytes : (i + 1) * word.nbytes].int()
-            value = sum(
-                (raw[..., b] << (8 * b) for b in range(1, word.nbytes)), start=raw[..., 0]
-            )
+            value = sum((raw[..., b] << (8 * b) for b in range(1, word.nbytes)), start=raw[..., 0])
             for f in word.fields:
                 for h in range(2):
                     bit = (value >> (f.at + 4 * word.nbytes * h)) & ((1 << f.count) - 1)

@@ -21,7 +21,12 @@ from nybble.ops import _native
 from nybble.ops.packed import dequantize
 
 H200 = Ceiling({"read": 4550.0}, {"product": 780.0})
-NOTHING: dict[str, float | None] = {"cublas": None, "int4pack": None, "parts": None}
+NOTHING: dict[str, float | None] = {
+    "cublas": None,
+    "int4pack": None,
+    "parts": None,
+    "invariant": None,
+}
 MODULES = ("cases", "ceiling", "device", "matmul", "ops", "plot", "timing")
 
 
@@ -106,7 +111,8 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
 def measured(monkeypatch: pytest.MonkeyPatch, ours: gpu_matmul.Seconds) -> Section:
     others = gpu_matmul.Baselines(dict.fromkeys(gpu_cases.ROWS, 1e-4), {1: 5e-5})
     monkeypatch.setattr(gpu_matmul, "measure_baselines", lambda K, N: others)
-    monkeypatch.setattr(gpu_matmul, "measure_ours", lambda weight: (10**8, ours))
+    mine = gpu_matmul.Ours(10**8, ours, {2: 4e-5} if ours else {})
+    monkeypatch.setattr(gpu_matmul, "measure_ours", lambda weight: mine)
     return gpu_matmul.section(H200)
 
 
@@ -117,6 +123,7 @@ def test_section_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["4 bits", 8192, 1]["times_cublas"] == pytest.approx(100 / 30)
     assert found["4 bits", 8192, 1]["int4pack_us"] == pytest.approx(50)
     assert found["4 bits", 8192, 2]["int4pack_us"] is None
+    assert found["4 bits", 8192, 2]["invariant_us"] == pytest.approx(40)
     assert found["mixture, permuted", 28672, 1]["target_us"] == pytest.approx(33)
     assert found["4 bits, zeros", 8192, 1]["target_us"] is None
 
