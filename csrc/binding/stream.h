@@ -35,7 +35,7 @@ class CudaScope {
     static const CurrentStream current = find_current_stream();
     if (current == nullptr)
       fail("nybble: this torch has no aoti_torch_get_current_cuda_stream; it was built without CUDA");
-    STABLE_TORCH_ERROR_CODE_CHECK(current(x.get_device_index(), &stream_));
+    TORCH_ERROR_CODE_CHECK(current(x.get_device_index(), &stream_));
   }
   Stream stream() const { return stream_; }
 

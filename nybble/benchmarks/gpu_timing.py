@@ -54,10 +54,10 @@ def graph_times(calls: Sequence[Call]) -> Times:
         if call_seconds(calls[0], 1)[0] > SLOW:
             return Times.of(call_seconds(calls[0], SLOW_CALLS))
         graph, count = capture(calls, launches(len(calls), GRAPH_SECONDS))
-        rough = replay_seconds(graph, 3)[-1] / count
+        rough = replay_seconds(graph, 2)[-1] / count
         if launches(len(calls), rough) > count:
             graph, count = capture(calls, launches(len(calls), rough))
-        replay_seconds(graph, max(1, int(WARM_SECONDS / (rough * count))))
+        replay_seconds(graph, int(WARM_SECONDS / (rough * count)))
         taken = replay_seconds(graph, REPLAYS)
     torch.cuda.current_stream().wait_stream(side)
     if sum(taken) > BUSY_SECONDS:
