@@ -69,6 +69,16 @@ Tensor dequantize_cuda(const Tensor& weight, const Tensor& scales, const std::op
                        const std::optional<Tensor>& perm, const Tensor& blocks, int64_t K, int64_t N, ScalarType dtype);
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
 void rms_norm_in_place_cuda(const Tensor& x, const Tensor& weight, double eps);
+Tensor sample_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                   const Tensor& min_p, const Tensor& random);
+std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cuda(const Tensor& logits, const Tensor& temperature,
+                                                             const std::optional<Tensor>& allowed,
+                                                             const std::optional<Tensor>& removable,
+                                                             const std::vector<int64_t>& steps, const Tensor& values,
+                                                             const Tensor& random, int64_t top);
+void repetition_penalty_cuda(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                             const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
+                             int64_t sustain, int64_t decay);
 #endif
 
 }  // namespace nybble::binding

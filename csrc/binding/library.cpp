@@ -62,5 +62,8 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("dequantize", TORCH_BOX(&nybble::binding::dequantize_cuda));
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
   m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
+  m.impl("sample", TORCH_BOX(&nybble::binding::sample_cuda));
+  m.impl("sample_chain", TORCH_BOX(&nybble::binding::sample_chain_cuda));
+  m.impl("repetition_penalty_", TORCH_BOX(&nybble::binding::repetition_penalty_cuda));
 }
 #endif

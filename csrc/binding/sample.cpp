@@ -5,6 +5,9 @@
 #include <cmath>
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
@@ -52,11 +55,10 @@ void check_values(const Check& check, const std::vector<int64_t>& steps, const f
   }
 }
 
-}  // namespace
-
-Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
-                  const Tensor& min_p, const Tensor& random) {
-  Check check("sample");
+// `kernel` is the op on either device, here and below.
+template <typename Kernel>
+Tensor sample(Check check, const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+              const Tensor& min_p, const Tensor& random, Kernel kernel) {
   SampleArgs args{};
   check.type(logits, "logits", ScalarType::Float);
   check.shape(logits, "logits", {"B", "V"});
@@ -69,7 +71,7 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
       per_row<float>(check, random, "random", "0 to 1, without 1", [](float v) { return v >= 0 && v < 1; });
   args.B = check["B"];
   args.V = check["V"];
-  Tensor token = new_cpu({args.B}, ScalarType::Long);
+  Tensor token = new_beside(logits, {args.B}, ScalarType::Long);
   if (args.B == 0) return token;
   check.that(args.V > 0, "logits has no columns, expected V >= 1");
   const Rows rows(logits);
@@ -81,16 +83,16 @@ Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor&
   args.min_p = static_cast<const float*>(m.data_ptr());
   args.random = static_cast<const float*>(r.data_ptr());
   args.token = static_cast<int64_t*>(token.data_ptr());
-  check.done(cpu::sample(args));
+  check.done(kernel(args));
   return token;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
-                                                            const std::optional<Tensor>& allowed,
-                                                            const std::optional<Tensor>& removable,
-                                                            const std::vector<int64_t>& steps, const Tensor& values,
-                                                            const Tensor& random, int64_t top) {
-  Check check("sample_chain");
+using Choice = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+template <typename Kernel>
+Choice sample_chain(Check check, const Tensor& logits, const Tensor& temperature, const std::optional<Tensor>& allowed,
+                    const std::optional<Tensor>& removable, const std::vector<int64_t>& steps, const Tensor& values,
+                    const Tensor& random, int64_t top, Kernel kernel) {
   SampleChainArgs args{};
   check.type(logits, "logits", ScalarType::Float);
   check.shape(logits, "logits", {"B", "V"});
@@ -106,14 +108,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
   args.B = check["B"];
   args.V = check["V"];
   args.C = check["C"];
-  check_values(check, steps, static_cast<const float*>(v.data_ptr()), args.B, args.C);
+  if (v.is_cpu()) check_values(check, steps, static_cast<const float*>(v.data_ptr()), args.B, args.C);
   check.that(top >= 0 && top <= args.V, "top is ", top, ", expected 0 to V = ", args.V);
   args.S = static_cast<int64_t>(steps.size());
   args.top = top;
-  Tensor token = new_cpu({args.B}, ScalarType::Long);
-  Tensor probability = new_cpu({args.B}, ScalarType::Float);
-  Tensor top_tokens = new_cpu({args.B, top}, ScalarType::Long);
-  Tensor top_probabilities = new_cpu({args.B, top}, ScalarType::Float);
+  Tensor token = new_beside(logits, {args.B}, ScalarType::Long);
+  Tensor probability = new_beside(logits, {args.B}, ScalarType::Float);
+  Tensor top_tokens = new_beside(logits, {args.B, top}, ScalarType::Long);
+  Tensor top_probabilities = new_beside(logits, {args.B, top}, ScalarType::Float);
   if (args.B > 0) {
     check.that(args.V > 0, "logits has no columns, expected V >= 1");
     const Rows rows(logits);
@@ -129,15 +131,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits
     args.probability = static_cast<float*>(probability.data_ptr());
     args.top_tokens = static_cast<int64_t*>(top_tokens.data_ptr());
     args.top_probabilities = static_cast<float*>(top_probabilities.data_ptr());
-    check.done(cpu::sample_chain(args));
+    check.done(kernel(args));
   }
   return {token, probability, top_tokens, top_probabilities};
 }
 
-void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
-                            const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
-                            int64_t sustain, int64_t decay) {
-  Check check("repetition_penalty_");
+template <typename Kernel>
+void repetition_penalty(Check check, const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                        const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence, int64_t sustain,
+                        int64_t decay, Kernel kernel) {
   RepetitionPenaltyArgs args{};
   check.type(logits, "logits", ScalarType::Float);
   check.shape(logits, "logits", {"B", "V"});
@@ -167,7 +169,61 @@ void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Te
   args.V = V;
   args.L = check["L"];
   if (args.B * args.V * args.L == 0) return;
-  check.done(cpu::repetition_penalty(args));
+  check.done(kernel(args));
 }
+
+}  // namespace
+
+Tensor sample_cpu(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                  const Tensor& min_p, const Tensor& random) {
+  return sample(Check("sample"), logits, temperature, top_k, top_p, min_p, random, cpu::sample);
+}
+
+Choice sample_chain_cpu(const Tensor& logits, const Tensor& temperature, const std::optional<Tensor>& allowed,
+                        const std::optional<Tensor>& removable, const std::vector<int64_t>& steps, const Tensor& values,
+                        const Tensor& random, int64_t top) {
+  return sample_chain(Check("sample_chain"), logits, temperature, allowed, removable, steps, values, random, top,
+                      cpu::sample_chain);
+}
+
+void repetition_penalty_cpu(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                            const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
+                            int64_t sustain, int64_t decay) {
+  repetition_penalty(Check("repetition_penalty_"), logits, tokens, penalty, frequency, presence, sustain, decay,
+                     cpu::repetition_penalty);
+}
+
+#ifdef NYBBLE_CUDA
+Tensor sample_cuda(const Tensor& logits, const Tensor& temperature, const Tensor& top_k, const Tensor& top_p,
+                   const Tensor& min_p, const Tensor& random) {
+  const CudaScope scope(logits);
+  return sample(Check("sample", true), logits, temperature, top_k, top_p, min_p, random,
+                [&](const SampleArgs& args) { return cuda::sample(args, scope.stream()); });
+}
+
+Choice sample_chain_cuda(const Tensor& logits, const Tensor& temperature, const std::optional<Tensor>& allowed,
+                         const std::optional<Tensor>& removable, const std::vector<int64_t>& steps,
+                         const Tensor& values, const Tensor& random, int64_t top) {
+  const CudaScope scope(logits);
+  return sample_chain(Check("sample_chain", true), logits, temperature, allowed, removable, steps, values, random, top,
+                      [&](SampleChainArgs args) {
+                        const Scratch memory(logits, cuda::sample_chain_scratch(args));
+                        args.scratch = memory.data();
+                        return cuda::sample_chain(args, scope.stream());
+                      });
+}
+
+void repetition_penalty_cuda(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
+                             const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
+                             int64_t sustain, int64_t decay) {
+  const CudaScope scope(logits);
+  repetition_penalty(Check("repetition_penalty_", true), logits, tokens, penalty, frequency, presence, sustain, decay,
+                     [&](RepetitionPenaltyArgs args) {
+                       const Scratch memory(logits, cuda::repetition_penalty_scratch(args));
+                       args.scratch = memory.data();
+                       return cuda::repetition_penalty(args, scope.stream());
+                     });
+}
+#endif
 
 }  // namespace nybble::binding

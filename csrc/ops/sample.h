@@ -65,6 +65,7 @@ struct SampleChainArgs {
   int64_t* top_tokens;       // [B, top], out: the first candidates; -1 where there are fewer, or their probability is 0
   float* top_probabilities;  // [B, top], out
   int64_t B, V, S, C, top;
+  void* scratch;  // the GPU's work memory
 };
 
 // In place. Positions count from the last token, which is 0; -1 (no token) counts too. Strength is 1 at positions up to
@@ -80,6 +81,7 @@ struct RepetitionPenaltyArgs {
   const float* presence;   // [B]; nullptr: 0
   int64_t sustain, decay;  // sustain -1: L
   int64_t B, V, L;
+  void* scratch;  // the GPU's work memory
 };
 
 namespace cpu {
@@ -87,9 +89,13 @@ Status sample(const SampleArgs&);
 Status sample_chain(const SampleChainArgs&);
 Status repetition_penalty(const RepetitionPenaltyArgs&);
 }  // namespace cpu
+// What the CPU refuses for its value, a kernel on the GPU sees: a row with such a value gets token -1 (probability 0),
+// a token outside the vocabulary is no token. The scratch functions say how many bytes the op needs.
 namespace cuda {
 Status sample(const SampleArgs&, Stream);
+int64_t sample_chain_scratch(const SampleChainArgs&);
 Status sample_chain(const SampleChainArgs&, Stream);
+int64_t repetition_penalty_scratch(const RepetitionPenaltyArgs&);
 Status repetition_penalty(const RepetitionPenaltyArgs&, Stream);
 }  // namespace cuda
 

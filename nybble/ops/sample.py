@@ -34,7 +34,8 @@ def sample(
         min_p: float32 ``[B]``, 0: off.
         random: float32 ``[B]``, in ``[0, 1)``.
 
-    Returns int64 ``[B]``; -1 for a row with NaN or of -inf only. Raises ``RuntimeError`` naming what does not fit.
+    Returns int64 ``[B]``; -1 for a row with NaN or of -inf only, and on a GPU for one with a value out of range. Raises
+    ``RuntimeError`` naming what does not fit.
 
     >>> zero = torch.zeros(1)
     >>> sample(torch.tensor([[0.0, 2.0, 1.0]]), zero, zero.long(), zero + 1, zero, zero)
@@ -63,7 +64,8 @@ def repetition_penalty_(
 
     Args:
         logits: float32 ``[B, V]``, unit stride along V; changed in place.
-        tokens: int64 ``[B, L]``, oldest first, each in ``[0, V)`` or -1, which is a place without a token.
+        tokens: int64 ``[B, L]``, oldest first, each in ``[0, V)`` or -1, which is a place without a token. A GPU takes
+            what is outside for -1.
         penalty: float32 ``[B]``, more than 0; 1: off.
         frequency, presence: float32 ``[B]``; ``None``: 0, which is off.
         sustain: -1: all tokens.

@@ -50,8 +50,8 @@ def sample_chain(
         removable: bool ``[V]``, the tokens that :class:`Xtc` may make less probable; ``None``: all.
         top: how many of the candidates left to report, at most V.
 
-    Returns a :class:`Choice`. A row of NaN, or with no allowed logit above -inf, has token -1. Raises
-    ``RuntimeError`` naming what does not fit.
+    Returns a :class:`Choice`. A row of NaN, or with no allowed logit above -inf, has token -1; on a GPU so
+    has one with a value out of range. Raises ``RuntimeError`` naming what does not fit.
 
     >>> from nybble.ops.sample_steps import MinP, TopK
     >>> logits = torch.tensor([[0.0, 3.0, 2.0, 1.0]])

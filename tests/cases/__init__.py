@@ -42,6 +42,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     sampling.penalty_cases,
     sampling.large_vocabulary_cases,
     matrix.dequantize_cases,
+    sampling.wide_cases,
 ]
 
 

@@ -350,6 +350,65 @@ def large_vocabulary_cases() -> Iterator[Case]:
     yield Case("sample", "infinite", args, torch.tensor([3]))
 
 
+def wide_cases() -> Iterator[Case]:
+    """More candidates than a GPU's block sorts at once, and than one block of it takes; equal ones by the thousand."""
+    draws = torch.tensor([0.21, 0.83])
+    few: dict[str, chain.Step] = {
+        "top-p-stream": chain.TopPStream(0.4),
+        "tail-free": chain.TailFree(0.9),
+        "typical": chain.Typical(0.5),
+        "typical-below": chain.TypicalBelow(0.5),
+    }
+    for name, step in few.items():
+        yield chain_case(f"{name}-v3001", torch.randn(2, 3001), (step,), draws)
+    many: dict[str, tuple[chain.Step, ...]] = {
+        "sort": (chain.Sort(),),
+        "top-k": (chain.TopK(2500), chain.Sort()),
+        "top-p": (chain.TopP(0.4),),
+        "min-p": (chain.MinP(1e-3), chain.TopK(1500)),
+        "xtc": (chain.Xtc(0.5, 0.002), chain.Surprise(9.0)),
+        "temper": (chain.Temper(0.8), chain.DynamicTemper(0.5, 1.5)),
+    }
+    for name, steps in many.items():
+        rows = torch.randn(2, 9002)[:, 1:] * 2
+        allowed = torch.rand(2, 9001) < 0.9
+        yield chain_case(f"{name}-v9001", rows, steps, draws, allowed=allowed)
+    rows = torch.randint(-2, 3, (2, 9001)).float()
+    yield chain_case("top-k-ties-v9001", rows, (chain.TopK(1200),), draws, top=1200)
+    settings = [
+        (0.8, 0, 1.0, 0.0),
+        (1.0, 3000, 1.0, 0.0),
+        (1.2, 0, 0.9, 0.0),
+        (1.0, 1000, 0.7, 0.01),
+        (0.7, 50, 1.0, 0.1),
+    ]
+    t, k, p, m = (torch.tensor(column) for column in zip(*settings, strict=True))
+    for name, scale in (("normal", 2.0), ("coarse", 1.0), ("equal", 0.0)):
+        rows = torch.randn(len(settings), 20012)[:, 1:] * scale  # not at a 16-byte boundary
+        if name == "coarse":
+            rows = rows.round()
+        random = torch.rand(len(settings)) * 0.98 + 0.01
+        want = [plain_sample(rows[i], *settings[i], float(random[i])) for i in range(len(settings))]
+        yield Case("sample", f"{name}-v20011", (rows, t, k, p, m, random), torch.tensor(want))
+    tokens = torch.randint(-1, 900, (2, 3000))  # up to 20 times each
+    args = (
+        torch.randn(2, 900),
+        tokens,
+        torch.tensor([1.3, 0.8]),
+        torch.full((2,), 0.01),
+        torch.full((2,), 0.2),
+        700,
+        1800,
+    )
+    rows = [
+        plain_penalty(args[0][b], tokens[b].tolist(), *(float(v[b]) for v in args[2:5]), 700, 1800)
+        for b in range(2)
+    ]
+    expected = torch.stack(rows)
+    bound = (6 + 2 * 20) * F32 * (expected.abs() + args[0].double().abs() * 2 + 1)
+    yield Case("repetition_penalty_", "l3000", args, expected, bound)
+
+
 def plain_penalty(
     row: Tensor, tokens: Sequence[int], penalty: float, frequency: float, presence: float, sustain: int, decay: int
 ) -> Tensor:  # fmt: skip
