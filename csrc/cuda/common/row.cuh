@@ -5,6 +5,8 @@
 // HeldRow reads the row once and keeps it in registers. StreamedRow reads it again at each use: rows too long to keep,
 // and rows that no wide access fits.
 #pragma once
+#include <type_traits>
+
 #include "cuda/common/launch.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/common/wide.cuh"
@@ -17,14 +19,14 @@ template <typename T, int kGroup_, int kChunks_>
 class HeldRow {
  public:
   using Number = T;
-  static constexpr int kGroup = kGroup_;                        // threads a row
-  static constexpr int kThreads = kGroup < 128 ? 128 : kGroup;  // threads a block
+  static constexpr int kGroup = kGroup_;                       // threads a row
+  static constexpr int kThreads = kGroup > 32 ? kGroup : 128;  // threads a block
   static constexpr int kWidth = kWide<T>, kChunks = kChunks_;
   static constexpr int kHolds = kGroup * kWidth * kChunks;
   static constexpr bool kHeld = true;
 
   __device__ HeldRow(const T* row, int64_t D) : D_(static_cast<int>(D)) {
-    places(D, [&](int c, int64_t i) { held_[c] = *reinterpret_cast<const Pack<T, kWidth>*>(row + i); });
+    places(D, [&](int c, int64_t i) { held_[c] = read<T, kWidth>(row + i); });
   }
 
   template <typename Body>
@@ -108,15 +110,20 @@ struct RowTag {
   using type = Row;
 };
 
-// Calls body(RowTag<Row>{}) with the form that suits D; `wide`: every access may take kWide<T> numbers.
-template <typename T, typename Body>
+// Calls body(RowTag<Row>{}) with the form that suits D; `wide`: every access may take kWide<T> numbers. kNumbers: of a
+// thread, in rows of more than 1024. One form for one row and for many, so that a row's sums do not depend on its
+// batch.
+template <typename T, int kNumbers, typename Body>
 Status with_row(int64_t D, bool wide, Body body) {
+  constexpr int kChunks = kNumbers / kWide<T>;
   if (!wide) return body(RowTag<StreamedRow<T, 1>>{});
   if (D <= HeldRow<T, 16, 1>::kHolds) return body(RowTag<HeldRow<T, 16, 1>>{});  // a head: two rows a warp
   if (D <= HeldRow<T, 32, 4>::kHolds) return body(RowTag<HeldRow<T, 32, 4>>{});
-  if (D <= HeldRow<T, 256, 2>::kHolds) return body(RowTag<HeldRow<T, 256, 2>>{});
-  if (D <= HeldRow<T, 512, 2>::kHolds) return body(RowTag<HeldRow<T, 512, 2>>{});
-  if (D <= HeldRow<T, 1024, 2>::kHolds) return body(RowTag<HeldRow<T, 1024, 2>>{});
+  if (D <= 2048) return body(RowTag<HeldRow<T, 2048 / kNumbers, kChunks>>{});
+  if (D <= 4096) return body(RowTag<HeldRow<T, 4096 / kNumbers, kChunks>>{});
+  if (D <= 8192) return body(RowTag<HeldRow<T, 8192 / kNumbers, kChunks>>{});
+  if constexpr (sizeof(T) == 2)
+    if (D <= 16384) return body(RowTag<HeldRow<T, 256, 8>>{});
   return body(RowTag<StreamedRow<T, kWide<T>>>{});
 }
 
