@@ -1,6 +1,8 @@
 // matmul: check, fill the arguments, call.
 #include "ops/matmul.h"
 
+#include <array>
+
 #include "binding/bindings.h"
 #ifdef NYBBLE_CUDA
 #include "binding/stream.h"
