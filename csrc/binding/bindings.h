@@ -79,6 +79,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cuda(const Tensor& logit
 void repetition_penalty_cuda(const Tensor& logits, const Tensor& tokens, const Tensor& penalty,
                              const std::optional<Tensor>& frequency, const std::optional<Tensor>& presence,
                              int64_t sustain, int64_t decay);
+Tensor layer_norm_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps,
+                       const std::optional<ScalarType>& dtype);
+void layer_norm_in_place_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps);
+void softcap_cuda(const Tensor& x, double cap);
+Tensor silu_mul_cuda(const Tensor& gate, const Tensor& up);
+Tensor gelu_mul_cuda(const Tensor& gate, const Tensor& up, bool tanh);
+Tensor gate_halves_cuda(const char* op, const Tensor& x, int64_t act);
+Tensor embedding_cuda(const Tensor& ids, const Tensor& weight, ScalarType dtype);
+std::tuple<Tensor, Tensor> moe_route_cuda(const Tensor& logits, int64_t k, bool renormalize);
+Tensor matmul_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias);
+std::tuple<Tensor, Tensor> quantize_int8_cuda(const Tensor& x);
+std::tuple<Tensor, Tensor> layer_norm_int8_cuda(const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias, double eps);
 #endif
 
 }  // namespace nybble::binding

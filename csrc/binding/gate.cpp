@@ -1,13 +1,17 @@
-// silu_mul and gelu_mul: check, fill the arguments, call.
+// silu_mul, gelu_mul and the gating of one tensor's halves: check, fill the arguments, call.
 #include "ops/gate.h"
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
 
-Tensor gated(const char* op, Act act, const Tensor& gate, const Tensor& up) {
-  Check check(op);
+// `kernel` is the gate on either device.
+template <typename Kernel>
+Tensor gated(Check check, Act act, const Tensor& gate, const Tensor& up, Kernel kernel) {
   GateArgs args{};
   args.dtype = check.floats(gate, "gate");
   check.type(up, "up", gate.scalar_type());
@@ -24,14 +28,12 @@ Tensor gated(const char* op, Act act, const Tensor& gate, const Tensor& up) {
   args.D = gates.D;
   args.gate_stride = gates.stride;
   args.up_stride = ups.stride;
-  check.done(cpu::gate(args));
+  check.done(kernel(args));
   return y;
 }
 
-}  // namespace
-
-Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act) {
-  Check check(op);
+template <typename Kernel>
+Tensor gated_halves(Check check, const Tensor& x, int64_t act, Kernel kernel) {
   check.that(act >= 0 && act <= int64_t(Act::gelu_tanh), "gate is ", act,
              ", expected 0 (silu), 1 (gelu) or 2 (gelu by tanh)");
   GateArgs args{};
@@ -47,14 +49,43 @@ Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act) {
   args.R = rows.R;
   args.D = rows.D / 2;
   args.gate_stride = args.up_stride = rows.stride;
-  check.done(cpu::gate(args));
+  check.done(kernel(args));
   return y;
 }
 
-Tensor silu_mul_cpu(const Tensor& gate, const Tensor& up) { return gated("silu_mul", Act::silu, gate, up); }
+Act gelu_form(bool tanh) { return tanh ? Act::gelu_tanh : Act::gelu; }
+
+}  // namespace
+
+Tensor gate_halves_cpu(const char* op, const Tensor& x, int64_t act) {
+  return gated_halves(Check(op), x, act, cpu::gate);
+}
+
+Tensor silu_mul_cpu(const Tensor& gate, const Tensor& up) {
+  return gated(Check("silu_mul"), Act::silu, gate, up, cpu::gate);
+}
 
 Tensor gelu_mul_cpu(const Tensor& gate, const Tensor& up, bool tanh) {
-  return gated("gelu_mul", tanh ? Act::gelu_tanh : Act::gelu, gate, up);
+  return gated(Check("gelu_mul"), gelu_form(tanh), gate, up, cpu::gate);
 }
+
+#ifdef NYBBLE_CUDA
+Tensor gate_halves_cuda(const char* op, const Tensor& x, int64_t act) {
+  const CudaScope scope(x);
+  return gated_halves(Check(op, true), x, act, [&](const GateArgs& args) { return cuda::gate(args, scope.stream()); });
+}
+
+Tensor silu_mul_cuda(const Tensor& gate, const Tensor& up) {
+  const CudaScope scope(gate);
+  return gated(Check("silu_mul", true), Act::silu, gate, up,
+               [&](const GateArgs& args) { return cuda::gate(args, scope.stream()); });
+}
+
+Tensor gelu_mul_cuda(const Tensor& gate, const Tensor& up, bool tanh) {
+  const CudaScope scope(gate);
+  return gated(Check("gelu_mul", true), gelu_form(tanh), gate, up,
+               [&](const GateArgs& args) { return cuda::gate(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

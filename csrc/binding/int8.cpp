@@ -3,6 +3,9 @@
 #include "ops/int8_matmul.h"
 #include "ops/norm.h"
 #include "ops/quantize_int8.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
@@ -37,10 +40,9 @@ DType float_type(const Check& check, ScalarType type) {
   return DType::f32;
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> quantize_int8_cpu(const Tensor& x) {
-  Check check("quantize_int8");
+// `kernel` is quantize_int8 on either device.
+template <typename Kernel>
+std::tuple<Tensor, Tensor> quantized(Check check, const Tensor& x, Kernel kernel) {
   QuantizeArgs args{};
   args.dtype = check.floats(x, "x");
   check.shape(x, "x", {"...", "D"});
@@ -53,13 +55,15 @@ std::tuple<Tensor, Tensor> quantize_int8_cpu(const Tensor& x) {
   args.R = rows.R;
   args.D = rows.D;
   args.x_stride = rows.stride;
-  check.done(cpu::quantize_int8(args));
+  check.done(kernel(args));
   return {codes, scales};
 }
 
-std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                                               double eps) {
-  Check check("layer_norm_int8");
+// `kernel` is layer_norm_int8, `quantize` quantize_int8, on either device.
+template <typename Kernel, typename Quantize>
+std::tuple<Tensor, Tensor> normed_and_quantized(Check check, const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias, double eps, Kernel kernel,
+                                                Quantize quantize) {
   NormInt8Args args{};
   args.norm.dtype = check.floats(x, "x");
   check.shape(x, "x", {"...", "D"});
@@ -84,10 +88,38 @@ std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& we
   args.norm.eps = static_cast<float>(eps);
   args.codes = static_cast<int8_t*>(codes.data_ptr());
   args.scales = static_cast<float*>(scales.data_ptr());
-  check.done(rows.D == 0 ? cpu::quantize_int8({args.norm.x, args.codes, args.scales, args.norm.dtype, rows.R, 0, 0})
-                         : cpu::layer_norm_int8(args));
+  check.done(rows.D == 0 ? quantize(QuantizeArgs{args.norm.x, args.codes, args.scales, args.norm.dtype, rows.R, 0, 0})
+                         : kernel(args));
   return {codes, scales};
 }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> quantize_int8_cpu(const Tensor& x) {
+  return quantized(Check("quantize_int8"), x, cpu::quantize_int8);
+}
+
+std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                               double eps) {
+  return normed_and_quantized(Check("layer_norm_int8"), x, weight, bias, eps, cpu::layer_norm_int8, cpu::quantize_int8);
+}
+
+#ifdef NYBBLE_CUDA
+std::tuple<Tensor, Tensor> quantize_int8_cuda(const Tensor& x) {
+  const CudaScope scope(x);
+  return quantized(Check("quantize_int8", true), x,
+                   [&](const QuantizeArgs& args) { return cuda::quantize_int8(args, scope.stream()); });
+}
+
+std::tuple<Tensor, Tensor> layer_norm_int8_cuda(const Tensor& x, const Tensor& weight,
+                                                const std::optional<Tensor>& bias, double eps) {
+  const CudaScope scope(x);
+  return normed_and_quantized(
+      Check("layer_norm_int8", true), x, weight, bias, eps,
+      [&](const NormInt8Args& args) { return cuda::layer_norm_int8(args, scope.stream()); },
+      [&](const QuantizeArgs& args) { return cuda::quantize_int8(args, scope.stream()); });
+}
+#endif
 
 Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
                        const std::optional<Tensor>& bias, ScalarType dtype) {

@@ -65,5 +65,15 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("sample", TORCH_BOX(&nybble::binding::sample_cuda));
   m.impl("sample_chain", TORCH_BOX(&nybble::binding::sample_chain_cuda));
   m.impl("repetition_penalty_", TORCH_BOX(&nybble::binding::repetition_penalty_cuda));
+  m.impl("layer_norm", TORCH_BOX(&nybble::binding::layer_norm_cuda));
+  m.impl("layer_norm_", TORCH_BOX(&nybble::binding::layer_norm_in_place_cuda));
+  m.impl("softcap_", TORCH_BOX(&nybble::binding::softcap_cuda));
+  m.impl("silu_mul", TORCH_BOX(&nybble::binding::silu_mul_cuda));
+  m.impl("gelu_mul", TORCH_BOX(&nybble::binding::gelu_mul_cuda));
+  m.impl("embedding", TORCH_BOX(&nybble::binding::embedding_cuda));
+  m.impl("moe_route", TORCH_BOX(&nybble::binding::moe_route_cuda));
+  m.impl("matmul", TORCH_BOX(&nybble::binding::matmul_cuda));
+  m.impl("quantize_int8", TORCH_BOX(&nybble::binding::quantize_int8_cuda));
+  m.impl("layer_norm_int8", TORCH_BOX(&nybble::binding::layer_norm_int8_cuda));
 }
 #endif

@@ -2,11 +2,16 @@
 #include "ops/moe.h"
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
+namespace {
 
-std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool renormalize) {
-  Check check("moe_route");
+// `kernel` is the routing on either device.
+template <typename Kernel>
+std::tuple<Tensor, Tensor> routed(Check check, const Tensor& logits, int64_t k, bool renormalize, Kernel kernel) {
   MoeRouteArgs args{};
   args.dtype = check.floats(logits, "logits");
   check.shape(logits, "logits", {"...", "E"});
@@ -26,8 +31,22 @@ std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool r
   args.renormalize = renormalize;
   args.R = rows.R;
   args.k = k;
-  check.done(cpu::moe_route(args));
+  check.done(kernel(args));
   return {weights, experts};
 }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool renormalize) {
+  return routed(Check("moe_route"), logits, k, renormalize, cpu::moe_route);
+}
+
+#ifdef NYBBLE_CUDA
+std::tuple<Tensor, Tensor> moe_route_cuda(const Tensor& logits, int64_t k, bool renormalize) {
+  const CudaScope scope(logits);
+  return routed(Check("moe_route", true), logits, k, renormalize,
+                [&](const MoeRouteArgs& args) { return cuda::moe_route(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -104,6 +104,19 @@ void rms_norm_in_place_cuda(const Tensor& x, const Tensor& weight, double eps) {
   norm_in_place(Check("rms_norm_", true), x, weight, std::nullopt, eps,
                 [&](const NormArgs& args) { return cuda::rms_norm(args, scope.stream()); });
 }
+
+Tensor layer_norm_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps,
+                       const std::optional<ScalarType>& dtype) {
+  const CudaScope scope(x);
+  return norm(Check("layer_norm", true), x, weight, bias, eps, dtype,
+              [&](const NormArgs& args) { return cuda::layer_norm(args, scope.stream()); });
+}
+
+void layer_norm_in_place_cuda(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, double eps) {
+  const CudaScope scope(x);
+  norm_in_place(Check("layer_norm_", true), x, weight, bias, eps,
+                [&](const NormArgs& args) { return cuda::layer_norm(args, scope.stream()); });
+}
 #endif
 
 }  // namespace nybble::binding

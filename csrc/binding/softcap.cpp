@@ -4,11 +4,16 @@
 #include <cmath>
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
+namespace {
 
-void softcap_cpu(const Tensor& x, double cap) {
-  Check check("softcap_");
+// `kernel` is the soft cap on either device.
+template <typename Kernel>
+void softcap(Check check, const Tensor& x, double cap, Kernel kernel) {
   SoftcapArgs args{};
   args.dtype = check.floats(x, "x");
   check.shape(x, "x", {"...", "D"});
@@ -21,8 +26,20 @@ void softcap_cpu(const Tensor& x, double cap) {
   args.R = rows.R;
   args.D = rows.D;
   args.stride = rows.stride;
-  check.done(cpu::softcap(args));
+  check.done(kernel(args));
   rows.write_back();
 }
+
+}  // namespace
+
+void softcap_cpu(const Tensor& x, double cap) { softcap(Check("softcap_"), x, cap, cpu::softcap); }
+
+#ifdef NYBBLE_CUDA
+void softcap_cuda(const Tensor& x, double cap) {
+  const CudaScope scope(x);
+  softcap(Check("softcap_", true), x, cap,
+          [&](const SoftcapArgs& args) { return cuda::softcap(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -5,7 +5,8 @@
 namespace nybble {
 
 struct EmbeddingArgs {
-  const int64_t* ids;  // [R], each in [0, V); an id outside is the error "embedding: an id is outside the table"
+  const int64_t* ids;  // [R], each in [0, V); an id outside is the error "embedding: an id is outside the table" on the
+                       // CPU and a row of NaN on a GPU
   const void* weight;  // [V, D], w_dtype, contiguous
   void* y;             // [R, D], y_dtype, contiguous
   DType w_dtype, y_dtype;

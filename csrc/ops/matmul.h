@@ -20,6 +20,7 @@ Status matmul(const MatmulArgs&);
 }
 namespace cuda {
 Status matmul(const MatmulArgs&, Stream);
-}
+bool matmul_by_library(const MatmulArgs&);  // whether torch's own product is the better one
+}  // namespace cuda
 
 }  // namespace nybble

@@ -19,7 +19,8 @@ def embedding(ids: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -
         weight: ``[V, D]`` float32, float16 or bfloat16, contiguous.
         dtype: one of these types.
 
-    Returns ``[..., D]``. Raises ``RuntimeError`` for an id outside the table and for what does not fit.
+    Returns ``[..., D]``. Raises ``RuntimeError`` for an id outside the table, which on a GPU gives NaN instead, and for what
+    does not fit.
 
     >>> embedding(torch.tensor([1]), torch.tensor([[1.0], [2.0]]))
     tensor([[2.]])

@@ -19,6 +19,8 @@ def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: ``[N, K]`` of any of these types, contiguous.
         bias: ``[N]`` in weight's dtype, or None.
 
+    On a GPU and with one dtype for all, many rows are torch's own product, which follows its settings (TF32, half sums).
+
     Returns ``[..., N]`` in x's dtype. Raises ``RuntimeError`` naming what does not fit.
 
     >>> matmul(torch.ones(1, 3), torch.ones(2, 3))

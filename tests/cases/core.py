@@ -207,6 +207,13 @@ def matmul_cases() -> Iterator[Case]:
                 (0, 8, 8),
                 (5, 1, 1),
                 (130, 65, 257),
+                (70, 66, 104),
+                (1, 35, 2056),
+                (2, 3, 520),
+                (4, 130, 72),
+                (7, 5, 1032),
+                (12, 40, 1048),
+                (33, 20, 264),
                 (3, 0, 4),
                 (2, 5, 0),
             ):
@@ -354,7 +361,7 @@ def attention_cases() -> Iterator[Case]:
 
 def gate_cases() -> Iterator[Case]:
     for dtype in DTYPES:
-        for shape in ((1, 1), (3, 33), (0, 4), (2, 3, 100)):
+        for shape in ((1, 1), (3, 33), (0, 4), (2, 3, 100), (3, 2064)):
             both = (torch.randn(*shape[:-1], 2 * shape[-1]) * 4).to(dtype)
             gate, up = both.chunk(2, -1)  # views, as the fused matrix gives them
             g, u = gate.double(), up.double()
@@ -377,6 +384,12 @@ def embedding_cases() -> Iterator[Case]:
             yield Case(
                 "embedding", f"{dtype}-{shape}", (ids, table, torch.float32), table[ids].double()
             )
+        for out in DTYPES:
+            for D in (21, 2088):
+                table, ids = torch.randn(11, D).to(dtype), torch.randint(0, 11, (5,))
+                expected = table[ids].double()
+                bound = rounding(expected, out)
+                yield Case("embedding", f"{dtype}-{out}-{D}", (ids, table, out), expected, bound)
 
 
 def plain_sample(

@@ -36,6 +36,13 @@ def quantize_cases() -> Iterator[Case]:
                 (_steps(xd), _scales(xd)),
                 (HALF_STEP, 2 * F32 * _scales(xd)),
             )
+    # Lengths on both sides of what a GPU's threads hold at once.
+    for dtype in DTYPES:
+        for D in (72, 1032, 4104, 8200, 16384, 16392):
+            x = torch.randn(3, D).to(dtype)
+            expected = (_steps(x.double()), _scales(x.double()))
+            bound = (HALF_STEP, 2 * F32 * expected[1])
+            yield Case("quantize_int8", f"{dtype}-long-{D}", (x,), expected, bound)
     x = torch.randn(6, 128)[:, 16:81]
     expected = (_steps(x.double()), _scales(x.double()))
     yield Case("quantize_int8", "strided", (x,), expected, (HALF_STEP, 2 * F32 * expected[1]))
@@ -57,7 +64,8 @@ def _of_transposed(x: Tensor) -> tuple[Tensor, Tensor]:
 def layer_norm_cases() -> Iterator[Case]:
     for dtype in DTYPES:
         for shape, w_dtype in (((1, 8), dtype), ((3, 5, 33), torch.float32), ((0, 16), dtype),
-                               ((2, 4096), dtype), ((7, 1), dtype), ((3, 0), dtype)):  # fmt: skip
+                               ((2, 4096), dtype), ((7, 1), dtype), ((3, 0), dtype), ((2, 72), dtype),
+                               ((2, 1032), dtype), ((2, 8200), dtype), ((2, 16392), torch.float32)):  # fmt: skip
             x = (torch.randn(shape) * 3 + 1).to(dtype)
             w, b = torch.randn(shape[-1]).to(w_dtype), torch.randn(shape[-1]).to(w_dtype)
             xd, mean = x.double(), x.double().mean(-1, keepdim=True)

@@ -52,6 +52,17 @@ def norm_cases() -> Iterator[Case]:
             ):
                 bound = slack + rounding(expected, out)
                 yield Case(op, f"{dtype}-to-{out}", args, expected, bound)
+    # Lengths on both sides of what a GPU's threads hold at once, in rows that start at any number or at every eighth.
+    for dtype in DTYPES:
+        for D in (64, 136, 1000, 1032, 4104, 8200, 16384, 16392):
+            for skipped in (0, 1, 8):
+                wide = (torch.randn(3, D + skipped) * 2 + 1).to(dtype)
+                x, w, b = wide[:, skipped:], torch.randn(D).to(dtype), torch.randn(D).to(dtype)
+                rms, rms_slack, layer, layer_slack = normed(x, w, b)
+                name = f"{dtype}-{D}-after-{skipped}"
+                yield Case("rms_norm", name, (x, w, EPS), rms, rms_slack + rounding(rms, dtype))
+                bound = layer_slack + rounding(layer, dtype)
+                yield Case("layer_norm", name, (x, w, b, EPS), layer, bound)
     # Dimensions that no single row stride describes, with every element in its place.
     x, w = torch.randn(4, 6, 32).transpose(0, 1), torch.randn(32)
     rms, rms_slack, layer, layer_slack = normed(x, w, None)
