@@ -3,6 +3,9 @@
 #include "ops/int8_matmul.h"
 #include "ops/norm.h"
 #include "ops/quantize_int8.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
@@ -89,9 +92,11 @@ std::tuple<Tensor, Tensor> layer_norm_int8_cpu(const Tensor& x, const Tensor& we
   return {codes, scales};
 }
 
-Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                       const std::optional<Tensor>& bias, ScalarType dtype) {
-  Check check("int8_matmul");
+namespace {
+
+template <typename Kernel>
+Tensor int8_matmul(Check check, const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                   const std::optional<Tensor>& bias, ScalarType dtype, Kernel kernel) {
   Int8MatmulArgs args{};
   check.type(x, "x", ScalarType::Char);
   check.shape(x, "x", {"...", "K"});
@@ -117,7 +122,7 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
   shape.back() = check["N"];
   Tensor y = torch::stable::new_empty(x, shape, dtype);
   if (rows.R * check["N"] == 0) return y;
-  const Scratch scratch(x, rows.R * 4);
+  const Scratch row_sums(x, x.is_cpu() ? rows.R * 4 : 0);
   args.x = static_cast<const int8_t*>(rows.data());
   args.x_stride = rows.stride;
   args.x_scale = static_cast<const float*>(x_scale.data_ptr());
@@ -128,9 +133,25 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
   args.M = rows.R;
   args.N = check["N"];
   args.K = rows.D;
-  args.row_sums = static_cast<int32_t*>(scratch.data());
-  check.done(cpu::int8_matmul(args));
+  args.row_sums = static_cast<int32_t*>(row_sums.data());
+  check.done(kernel(args));
   return y;
 }
+
+}  // namespace
+
+Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                       const std::optional<Tensor>& bias, ScalarType dtype) {
+  return int8_matmul(Check("int8_matmul"), x, x_scale, weight, w_scale, bias, dtype, cpu::int8_matmul);
+}
+
+#ifdef NYBBLE_CUDA
+Tensor int8_matmul_cuda(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                        const std::optional<Tensor>& bias, ScalarType dtype) {
+  const CudaScope scope(x);
+  return int8_matmul(Check("int8_matmul", true), x, x_scale, weight, w_scale, bias, dtype,
+                     [&](const Int8MatmulArgs& args) { return cuda::int8_matmul(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -16,7 +16,7 @@ struct Int8MatmulArgs {
   void* y;               // [M, N], y_dtype, contiguous
   DType y_dtype;
   int64_t M, N, K;    // K <= kInt8MaxK
-  int32_t* row_sums;  // [M], working memory
+  int32_t* row_sums;  // [M], working memory of the CPU's kernel; nullptr on the GPU
 };
 
 namespace cpu {

@@ -1,0 +1,186 @@
+// Keys and values to codes of 4 or 8 bits and back (ops/kv.h), every step rounded to half as written there.
+//
+//   a group  [ e0 ... e7 | e8 ... e15 | ... | e56 ... e63 ]  8 lanes of a warp, 8 elements each as 4 (even, odd) pairs
+//   u = H u    steps 2 and 4 between a lane's pairs; 8, 16 and 32 with lanes l ^ 1, l ^ 2 and l ^ 4
+//   a scale    for the lanes 0-3 and for the lanes 4-7
+//
+// A run is shared out over `parts` blocks, 32 groups each at a time.
+#include <type_traits>
+
+#include "cuda/common/launch.cuh"
+#include "cuda/common/number.cuh"
+#include "ops/kv.h"
+
+namespace nybble::cuda {
+namespace {
+
+constexpr int kThreads = 256, kLanes = 8, kPairs = 4;
+constexpr int kGroups = kThreads / kLanes;  // of a block, at a time
+
+struct Pairs {
+  __half2 v[kPairs];
+};
+
+__device__ unsigned bits_of(__half2 v) { return *reinterpret_cast<const unsigned*>(&v); }
+__device__ __half2 pair_of(unsigned bits) { return *reinterpret_cast<const __half2*>(&bits); }
+__device__ __half2 from_lane(__half2 v, int mask) { return pair_of(__shfl_xor_sync(0xffffffffu, bits_of(v), mask)); }
+
+// Bit 0 of an element's index stays as it is: even and odd elements are two vectors. The _rn forms are never fused with
+// a product before them, which would skip a rounding.
+__device__ void rotate(Pairs& p) {
+#pragma unroll
+  for (int step = 1; step < kPairs; step *= 2) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      if (i & step) continue;
+      const __half2 low = p.v[i], high = p.v[i + step];
+      p.v[i] = __hadd2_rn(low, high);
+      p.v[i + step] = __hsub2_rn(low, high);
+    }
+  }
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) {
+    const __half2 sign = __float2half2_rn(threadIdx.x & step ? -1.0f : 1.0f);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) p.v[i] = __hfma2(p.v[i], sign, from_lane(p.v[i], step));
+  }
+}
+
+// `wide`: both sides start where an access of a lane's whole share may.
+template <typename Share, typename T>
+__device__ Share load(const T* from, bool wide) {
+  if (wide) return *reinterpret_cast<const Share*>(from);
+  Share share;
+  for (int i = 0; i < static_cast<int>(sizeof(Share) / sizeof(T)); ++i) reinterpret_cast<T*>(&share)[i] = from[i];
+  return share;
+}
+
+template <typename Share, typename T>
+__device__ void store(const Share& share, T* to, bool wide) {
+  if (wide) {
+    *reinterpret_cast<Share*>(to) = share;
+  } else {
+    for (int i = 0; i < static_cast<int>(sizeof(Share) / sizeof(T)); ++i) to[i] = reinterpret_cast<const T*>(&share)[i];
+  }
+}
+
+// work(group) for the groups of this block's part of a run, all lanes of a warp together; groups from `last` on are not
+// to be touched. What a run says beyond the N tokens is left out.
+template <typename Work>
+__device__ void each_group(const KvArgs& a, unsigned parts, Work work) {
+  const int64_t run = blockIdx.x / parts, part = blockIdx.x % parts;
+  const int64_t begin = min(max(a.runs[2 * run], int64_t{0}), a.N),
+                end = min(max(a.runs[2 * run + 1], int64_t{0}), a.N);
+  const int64_t first = (begin * a.T + 63) / 64, last = end * a.T / 64;
+  const int64_t of_warp = threadIdx.x / 32 * (32 / kLanes), of_lane = threadIdx.x % 32 / kLanes;
+  for (int64_t g = first + part * kGroups + of_warp; g < last; g += parts * int64_t{kGroups}) work(g + of_lane, last);
+}
+
+template <int kBits>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,        // as ops/kv.h says
+                                                            unsigned parts,  // blocks a run
+                                                            bool wide) {
+  using Codes = std::conditional_t<kBits == 8, uint2, unsigned>;  // of a lane
+  constexpr float c = 1 << (kBits - 1);
+  wait_for_previous();
+  let_next_begin();
+  const __half2 zero = __float2half2_rn(0.0f), center = __float2half2_rn(c), top = __float2half2_rn(2 * c - 1);
+  const int lane = threadIdx.x % kLanes;
+  each_group(a, parts, [&](int64_t group, int64_t last) {
+    Pairs y{};
+    if (group < last) y = load<Pairs>(static_cast<const __half*>(a.x) + group * 64 + lane * 8, wide);
+    rotate(y);
+    // __hmax2 passes over NaN.
+    __half2 size = zero;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) size = __hmax2(size, __habs2(y.v[i]));
+    size = __hmax2(size, from_lane(size, 1));
+    size = __hmax2(size, from_lane(size, 2));
+    const float largest = __half2float(__hmax(__low2half(size), __high2half(size)));
+    // y / largest rounded to half: the product with the inverse is off by less than 2^-23, and no quotient of two
+    // numbers of 11 digits lies that near to the middle between two halves. (Below 2^-14 some do; there the code is c.)
+    const float inverse = 1.0f / largest;
+    unsigned code[kPairs];
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const float2 v = __half22float2(y.v[i]);
+      const __half2 part = __floats2half2_rn(__fmul_rn(v.x, inverse), __fmul_rn(v.y, inverse));
+      const __half2 level = __hmin2(__hmax2(__hfma2(part, center, center), zero), top);  // NaN gives 0
+      // Between 1024 and 2048 halves are whole numbers: the sum rounds, and its lowest bits are the code.
+      code[i] = bits_of(__hadd2_rn(level, __float2half2_rn(1024.0f)));
+    }
+    if (group >= last) return;
+    Codes codes;
+    if constexpr (kBits == 8) {
+      codes = {__byte_perm(code[0], code[1], 0x6420), __byte_perm(code[2], code[3], 0x6420)};
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) code[i] = (code[i] & 15) | (code[i] >> 12 & 0xf0);
+      codes = __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
+    }
+    store(codes, static_cast<uint8_t*>(a.codes) + (group * 8 + lane) * kBits, wide);
+    if (lane % 4 == 0) static_cast<__half*>(a.scales)[group * 2 + lane / 4] = __float2half(largest * (1.0f / c));
+  });
+}
+
+template <int kBits>
+__global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,        // as ops/kv.h says
+                                                              unsigned parts,  // blocks a run
+                                                              bool wide) {
+  using Codes = std::conditional_t<kBits == 8, uint2, unsigned>;
+  constexpr float c = 1 << (kBits - 1);
+  wait_for_previous();
+  let_next_begin();
+  const int lane = threadIdx.x % kLanes;
+  each_group(a, parts, [&](int64_t group, int64_t last) {
+    Pairs y{};
+    if (group < last) {
+      const Codes codes = load<Codes>(static_cast<const uint8_t*>(a.codes) + (group * 8 + lane) * kBits, wide);
+      const __half2 scale = __half2half2(static_cast<const __half*>(a.scales)[group * 2 + lane / 4]);
+      // A code in the lowest bits of 1024 is 1024 + code.
+      const __half2 offset = __float2half2_rn(1024.0f + c);
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        unsigned pair;
+        if constexpr (kBits == 8) {
+          pair = __byte_perm(i < 2 ? codes.x : codes.y, 0x64, i % 2 ? 0x4342 : 0x4140);
+        } else {
+          const unsigned both = codes >> (8 * i);
+          pair = (both & 15) | (both & 0xf0) << 12 | 0x64006400;
+        }
+        y.v[i] = __hmul2_rn(__hsub2_rn(pair_of(pair), offset), scale);
+      }
+    }
+    rotate(y);
+    if (group >= last) return;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) y.v[i] = __hmul2_rn(y.v[i], __float2half2_rn(1.0f / 32));
+    store(y, static_cast<__half*>(a.x) + group * 64 + lane * 8, wide);
+  });
+}
+
+bool starts_at(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+// The runs are known on the device only: each gets its share of a full machine's blocks, but no more than a run over
+// everything could use.
+Status run(void (*kernel)(KvArgs, unsigned, bool), const KvArgs& a, Stream stream) {
+  if (a.n == 0 || a.N == 0 || a.T == 0) return {};
+  const int64_t full = int64_t{8} * gpu().processors, most = (a.N * a.T / 64 + kGroups - 1) / kGroups;
+  const int64_t share = (full + a.n - 1) / a.n, parts = most < 1 ? 1 : share < most ? share : most;
+  if (a.n > 0x7fffffff / parts) return {"more runs than a grid has blocks"};
+  const bool wide = starts_at(a.x, 16) && starts_at(a.codes, a.bits == 8 ? 8 : 4);
+  return launch(kernel, dim3(static_cast<unsigned>(a.n * parts)), dim3(kThreads), 0, stream, gpu().sm >= 90, a,
+                static_cast<unsigned>(parts), wide);
+}
+
+}  // namespace
+
+Status kv_quantize(const KvArgs& a, Stream stream) {
+  return run(a.bits == 4 ? quantize_kernel<4> : quantize_kernel<8>, a, stream);
+}
+
+Status kv_dequantize(const KvArgs& a, Stream stream) {
+  return run(a.bits == 4 ? dequantize_kernel<4> : dequantize_kernel<8>, a, stream);
+}
+
+}  // namespace nybble::cuda
