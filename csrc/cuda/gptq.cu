@@ -3,7 +3,7 @@
 //        columns ->
 //   rows [ quantize_rows: a block takes 32 columns, a lane each, and keeps them in shared memory. Row by row: every
 //          warp works out the row's error, then takes it off its share of the rows below ]          the panel
-//        [ spread: minus U^T times those errors, a matrix product in tiles of kTileQ x kTileN ]     all rows below it
+//        [ spread: minus U^T times those errors, a matrix product in tiles of 128 x 128 ]           all rows below it
 #include "cuda/common/grid.cuh"
 #include "cuda/common/launch.cuh"
 #include "ops/gptq.h"
@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kDepth = 128;
-constexpr int kTileQ = 64, kTileN = 128, kTileK = 16;  // spread: rows below, columns, rows of the panel at a time
-constexpr int kQ = 8, kN = 4;                          // of a thread: 8 rows by 4 columns
+constexpr int kTile = 128, kTileK = 16;  // spread: rows below and columns of a block, rows of the panel at a time
+constexpr int kEach = 8;                 // of a thread: 8 rows by 8 columns
 
 __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
                                                                  int64_t from,     // first row of the panel
@@ -51,49 +51,71 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
   }
 }
 
-__global__ void __launch_bounds__(kThreads) spread_kernel(GptqGroupArgs a,  // as ops/gptq.h says
-                                                          int64_t from,     // first row of the panel
-                                                          int depth,        // its rows
-                                                          unsigned column_tiles) {
-  __shared__ __align__(16) float u[kTileK][kTileQ], e[kTileK][kTileN];
-  const int64_t q0 = from + depth + blockIdx.x / column_tiles * int64_t{kTileQ};
-  const int64_t n0 = blockIdx.x % column_tiles * int64_t{kTileN};
-  const int q = threadIdx.x / 32 * kQ, n = threadIdx.x % 32;  // columns n, n + 32, ...: neighbours read neighbours
-  float sum[kQ][kN] = {};
+// kTileK rows of a matrix, `width` of its columns, on their way to shared memory: fetched into registers while the rows
+// before them are multiplied.
+struct Staged {
+  static constexpr int kCount = kTileK * kTile / kThreads;
+  float v[kCount];
+
+  __device__ void fetch(const float* from, int64_t stride, int rows, int64_t width) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int k = (threadIdx.x + i * kThreads) / kTile, j = threadIdx.x % kTile;
+      v[i] = k < rows && j < width ? from[k * stride + j] : 0.0f;
+    }
+  }
+  __device__ void put(float (&to)[kTileK][kTile]) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[(threadIdx.x + i * kThreads) / kTile][threadIdx.x % kTile] = v[i];
+  }
+};
+
+__global__ void __launch_bounds__(kThreads, 2) spread_kernel(GptqGroupArgs a,  // as ops/gptq.h says
+                                                             int64_t from,     // first row of the panel
+                                                             int depth,        // its rows
+                                                             unsigned column_tiles) {
+  __shared__ __align__(16) float u[2][kTileK][kTile], e[2][kTileK][kTile];
+  const int64_t q0 = from + depth + blockIdx.x / column_tiles * int64_t{kTile};
+  const int64_t n0 = blockIdx.x % column_tiles * int64_t{kTile};
+  const int q = threadIdx.x / 16 * kEach, n = threadIdx.x % 16;  // columns n, n + 16, ...: neighbours read neighbours
+  const float* upper = a.cholesky + from * a.cholesky_stride + q0;
+  const float* errors = a.error + from * a.error_stride + n0;
+  Staged next_u, next_e;
+  const auto fetch = [&](int k) {
+    next_u.fetch(upper + k * a.cholesky_stride, a.cholesky_stride, depth - k, a.T - q0);
+    next_e.fetch(errors + k * a.error_stride, a.error_stride, depth - k, a.N - n0);
+  };
+  float sum[kEach][kEach] = {};
+  fetch(0);
   for (int k0 = 0; k0 < depth; k0 += kTileK) {
-    for (int i = threadIdx.x; i < kTileK * kTileQ; i += kThreads) {
-      const int k = i / kTileQ, j = i % kTileQ;
-      u[k][j] = k0 + k < depth && q0 + j < a.T ? a.cholesky[(from + k0 + k) * a.cholesky_stride + q0 + j] : 0.0f;
-    }
-    for (int i = threadIdx.x; i < kTileK * kTileN; i += kThreads) {
-      const int k = i / kTileN, j = i % kTileN;
-      e[k][j] = k0 + k < depth && n0 + j < a.N ? a.error[(from + k0 + k) * a.error_stride + n0 + j] : 0.0f;
-    }
-    __syncthreads();
+    const int now = k0 / kTileK % 2;
+    next_u.put(u[now]);
+    next_e.put(e[now]);
+    __syncthreads();  // one a step: who is a step ahead writes the other half
+    if (k0 + kTileK < depth) fetch(k0 + kTileK);
 #pragma unroll
     for (int k = 0; k < kTileK; ++k) {
-      float left[kQ], right[kN];
+      float left[kEach], right[kEach];
 #pragma unroll
-      for (int i = 0; i < kQ; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(&u[k][q + i]);
+      for (int i = 0; i < kEach; i += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(&u[now][k][q + i]);
         left[i] = four.x, left[i + 1] = four.y, left[i + 2] = four.z, left[i + 3] = four.w;
       }
 #pragma unroll
-      for (int j = 0; j < kN; ++j) right[j] = e[k][n + 32 * j];
+      for (int j = 0; j < kEach; ++j) right[j] = e[now][k][n + 16 * j];
 #pragma unroll
-      for (int i = 0; i < kQ; ++i)
+      for (int i = 0; i < kEach; ++i)
 #pragma unroll
-        for (int j = 0; j < kN; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
+        for (int j = 0; j < kEach; ++j) sum[i][j] = fmaf(left[i], right[j], sum[i][j]);
     }
-    __syncthreads();
   }
 #pragma unroll
-  for (int i = 0; i < kQ; ++i) {
+  for (int i = 0; i < kEach; ++i) {
     if (q0 + q + i >= a.T) return;
     float* row = a.weight + (q0 + q + i) * a.weight_stride + n0 + n;
 #pragma unroll
-    for (int j = 0; j < kN; ++j)
-      if (n0 + n + 32 * j < a.N) row[32 * j] -= sum[i][j];
+    for (int j = 0; j < kEach; ++j)
+      if (n0 + n + 16 * j < a.N) row[16 * j] -= sum[i][j];
   }
 }
 
@@ -101,15 +123,15 @@ __global__ void __launch_bounds__(kThreads) spread_kernel(GptqGroupArgs a,  // a
 
 Status gptq_group(const GptqGroupArgs& a, Stream stream) {
   if (a.R * a.N == 0) return {};
-  const int64_t blocks = (a.N + 31) / 32, column_tiles = (a.N + kTileN - 1) / kTileN;
-  if (blocks > 0x7fffffff || (a.T + kTileQ - 1) / kTileQ > 0x7fffffff / column_tiles)
+  const int64_t blocks = (a.N + 31) / 32, column_tiles = (a.N + kTile - 1) / kTile;
+  if (blocks > 0x7fffffff || (a.T + kTile - 1) / kTile > 0x7fffffff / column_tiles)
     return {"more numbers than a grid has blocks for"};
   for (int64_t from = 0; from < a.R; from += kDepth) {
     const int depth = static_cast<int>(a.R - from < kDepth ? a.R - from : kDepth);
     quantize_rows_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native(stream)>>>(a, from, depth);
     const int64_t below = a.T - from - depth;
     if (below == 0) continue;
-    const auto tiles = static_cast<unsigned>((below + kTileQ - 1) / kTileQ * column_tiles);
+    const auto tiles = static_cast<unsigned>((below + kTile - 1) / kTile * column_tiles);
     spread_kernel<<<tiles, kThreads, 0, native(stream)>>>(a, from, depth, static_cast<unsigned>(column_tiles));
   }
   return launched();

@@ -17,7 +17,7 @@ namespace {
 constexpr int kThreads = 256, kLanes = 8, kPairs = 4;
 constexpr int kGroups = kThreads / kLanes;  // of a block, at a time
 
-struct Pairs {
+struct alignas(16) Pairs {
   __half2 v[kPairs];
 };
 
@@ -46,21 +46,22 @@ __device__ void rotate(Pairs& p) {
   }
 }
 
-// `wide`: both sides start where an access of a lane's whole share may.
-template <typename Share, typename T>
-__device__ Share load(const T* from, bool wide) {
-  if (wide) return *reinterpret_cast<const Share*>(from);
-  Share share;
-  for (int i = 0; i < static_cast<int>(sizeof(Share) / sizeof(T)); ++i) reinterpret_cast<T*>(&share)[i] = from[i];
-  return share;
+// kWide: both sides start where one access may take a lane's whole share.
+template <bool kWide, typename Share, typename T>
+__device__ void copy(Share* to, const T* from) {
+  if constexpr (kWide) {
+    *to = *reinterpret_cast<const Share*>(from);
+  } else {
+    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) reinterpret_cast<T*>(to)[i] = from[i];
+  }
 }
 
-template <typename Share, typename T>
-__device__ void store(const Share& share, T* to, bool wide) {
-  if (wide) {
-    *reinterpret_cast<Share*>(to) = share;
+template <bool kWide, typename Share, typename T>
+__device__ void copy_out(T* to, const Share& from) {
+  if constexpr (kWide) {
+    *reinterpret_cast<Share*>(to) = from;
   } else {
-    for (int i = 0; i < static_cast<int>(sizeof(Share) / sizeof(T)); ++i) to[i] = reinterpret_cast<const T*>(&share)[i];
+    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) to[i] = reinterpret_cast<const T*>(&from)[i];
   }
 }
 
@@ -76,11 +77,10 @@ __device__ void each_group(const KvArgs& a, unsigned parts, Work work) {
   for (int64_t g = first + part * kGroups + of_warp; g < last; g += parts * int64_t{kGroups}) work(g + of_lane, last);
 }
 
-template <int kBits>
-__global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,        // as ops/kv.h says
-                                                            unsigned parts,  // blocks a run
-                                                            bool wide) {
-  using Codes = std::conditional_t<kBits == 8, uint2, unsigned>;  // of a lane
+template <int kBits, bool kWide>
+__global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,          // as ops/kv.h says
+                                                            unsigned parts) {  // blocks a run
+  using Codes = std::conditional_t<kBits == 8, uint2, unsigned>;               // of a lane
   constexpr float c = 1 << (kBits - 1);
   wait_for_previous();
   let_next_begin();
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,        // 
   const int lane = threadIdx.x % kLanes;
   each_group(a, parts, [&](int64_t group, int64_t last) {
     Pairs y{};
-    if (group < last) y = load<Pairs>(static_cast<const __half*>(a.x) + group * 64 + lane * 8, wide);
+    if (group < last) copy<kWide>(&y, static_cast<const __half*>(a.x) + group * 64 + lane * 8);
     rotate(y);
     // __hmax2 passes over NaN.
     __half2 size = zero;
@@ -115,18 +115,17 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,        // 
       codes = {__byte_perm(code[0], code[1], 0x6420), __byte_perm(code[2], code[3], 0x6420)};
     } else {
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) code[i] = (code[i] & 15) | (code[i] >> 12 & 0xf0);
+      for (int i = 0; i < kPairs; ++i) code[i] = (code[i] & 15) | (code[i] >> 12 & ~15u);  // the lowest byte
       codes = __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
     }
-    store(codes, static_cast<uint8_t*>(a.codes) + (group * 8 + lane) * kBits, wide);
+    copy_out<kWide>(static_cast<uint8_t*>(a.codes) + (group * 8 + lane) * kBits, codes);
     if (lane % 4 == 0) static_cast<__half*>(a.scales)[group * 2 + lane / 4] = __float2half(largest * (1.0f / c));
   });
 }
 
-template <int kBits>
-__global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,        // as ops/kv.h says
-                                                              unsigned parts,  // blocks a run
-                                                              bool wide) {
+template <int kBits, bool kWide>
+__global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,          // as ops/kv.h says
+                                                              unsigned parts) {  // blocks a run
   using Codes = std::conditional_t<kBits == 8, uint2, unsigned>;
   constexpr float c = 1 << (kBits - 1);
   wait_for_previous();
@@ -135,7 +134,8 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,        /
   each_group(a, parts, [&](int64_t group, int64_t last) {
     Pairs y{};
     if (group < last) {
-      const Codes codes = load<Codes>(static_cast<const uint8_t*>(a.codes) + (group * 8 + lane) * kBits, wide);
+      Codes codes;
+      copy<kWide>(&codes, static_cast<const uint8_t*>(a.codes) + (group * 8 + lane) * kBits);
       const __half2 scale = __half2half2(static_cast<const __half*>(a.scales)[group * 2 + lane / 4]);
       // A code in the lowest bits of 1024 is 1024 + code.
       const __half2 offset = __float2half2_rn(1024.0f + c);
@@ -155,32 +155,35 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,        /
     if (group >= last) return;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) y.v[i] = __hmul2_rn(y.v[i], __float2half2_rn(1.0f / 32));
-    store(y, static_cast<__half*>(a.x) + group * 64 + lane * 8, wide);
+    copy_out<kWide>(static_cast<__half*>(a.x) + group * 64 + lane * 8, y);
   });
 }
 
-bool starts_at(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
-
 // The runs are known on the device only: each gets its share of a full machine's blocks, but no more than a run over
 // everything could use.
-Status run(void (*kernel)(KvArgs, unsigned, bool), const KvArgs& a, Stream stream) {
+Status run(void (*kernel)(KvArgs, unsigned), const KvArgs& a, Stream stream) {
   if (a.n == 0 || a.N == 0 || a.T == 0) return {};
   const int64_t full = int64_t{8} * gpu().processors, most = (a.N * a.T / 64 + kGroups - 1) / kGroups;
   const int64_t share = (full + a.n - 1) / a.n, parts = most < 1 ? 1 : share < most ? share : most;
   if (a.n > 0x7fffffff / parts) return {"more runs than a grid has blocks"};
-  const bool wide = starts_at(a.x, 16) && starts_at(a.codes, a.bits == 8 ? 8 : 4);
   return launch(kernel, dim3(static_cast<unsigned>(a.n * parts)), dim3(kThreads), 0, stream, gpu().sm >= 90, a,
-                static_cast<unsigned>(parts), wide);
+                static_cast<unsigned>(parts));
+}
+
+bool wide(const KvArgs& a) {
+  return reinterpret_cast<uintptr_t>(a.x) % 16 == 0 && reinterpret_cast<uintptr_t>(a.codes) % a.bits == 0;
 }
 
 }  // namespace
 
 Status kv_quantize(const KvArgs& a, Stream stream) {
-  return run(a.bits == 4 ? quantize_kernel<4> : quantize_kernel<8>, a, stream);
+  if (wide(a)) return run(a.bits == 4 ? quantize_kernel<4, true> : quantize_kernel<8, true>, a, stream);
+  return run(a.bits == 4 ? quantize_kernel<4, false> : quantize_kernel<8, false>, a, stream);
 }
 
 Status kv_dequantize(const KvArgs& a, Stream stream) {
-  return run(a.bits == 4 ? dequantize_kernel<4> : dequantize_kernel<8>, a, stream);
+  if (wide(a)) return run(a.bits == 4 ? dequantize_kernel<4, true> : dequantize_kernel<8, true>, a, stream);
+  return run(a.bits == 4 ? dequantize_kernel<4, false> : dequantize_kernel<8, false>, a, stream);
 }
 
 }  // namespace nybble::cuda

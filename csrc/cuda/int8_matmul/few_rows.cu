@@ -13,8 +13,8 @@ namespace {
 
 constexpr int kStep = 64;  // bytes of a row at a time
 
-// Weights are read once: they need no place in the first cache, where x stays. Not ld.global.nc: the assembler would move
-// that behind wait_for_previous().
+// Weights are read once: they need no place in the first cache, where x stays. Not ld.global.nc: the assembler would
+// move that behind wait_for_previous().
 template <bool kWide>
 __device__ uint4 weights_of(const int8_t* row, int64_t k, int64_t K) {
   if constexpr (kWide) {
@@ -33,13 +33,15 @@ template <int kTiles, int kHalves, int kWarps, int kUnroll, bool kWide>
 __global__ void __launch_bounds__(kWarps * 32) few_rows_kernel(Int8MatmulArgs a) {  // as ops/int8_matmul.h says
   constexpr int kN = kTiles * 16, kM = kHalves * 8;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = lane / 4;
-  const int64_t n0 = int64_t{blockIdx.x} * kN, k0 = warp * kStep + lane % 4 * 16;
+  const int64_t n0 = int64_t{blockIdx.x} * kN;
+  const int share = lane % 4 * 16;  // of a lane in kStep bytes; a loop runs for all lanes alike
+  const int64_t K = a.K - share;
   const int8_t* w[kTiles][2];
 #pragma unroll
-  for (int i = 0; i < kTiles * 2; ++i) w[i / 2][i % 2] = a.weight + min(n0 + i * 8 + group, a.N - 1) * a.K;
+  for (int i = 0; i < kTiles * 2; ++i) w[i / 2][i % 2] = a.weight + min(n0 + i * 8 + group, a.N - 1) * a.K + share;
   const int8_t* x[kHalves];
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) x[h] = a.x + (h * 8 + group) * a.x_stride;
+  for (int h = 0; h < kHalves; ++h) x[h] = a.x + (h * 8 + group) * a.x_stride + share;
 
   int sum[kTiles][kHalves][4] = {};
   uint4 left[kUnroll][kTiles][2], right[kUnroll][kHalves];
@@ -48,17 +50,17 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows_kernel(Int8MatmulArgs a)
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
       for (int i = 0; i < kTiles * 2; ++i)
-        left[u][i / 2][i % 2] = weights_of<kWide>(w[i / 2][i % 2], k + u * kWarps * kStep, a.K);
+        left[u][i / 2][i % 2] = weights_of<kWide>(w[i / 2][i % 2], k + u * kWarps * kStep, K);
   };
-  load_weights(k0);  // no kernel writes weights
+  load_weights(warp * kStep);  // no kernel writes weights
   wait_for_previous();
   let_next_begin();
-  for (int64_t k = k0; k < a.K; k += kUnroll * kWarps * kStep) {
+  for (int64_t k = warp * kStep; k < a.K; k += kUnroll * kWarps * kStep) {
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
       for (int h = 0; h < kHalves; ++h)
-        right[u][h] = h * 8 + group < a.M ? bytes_of<kWide>(x[h], k + u * kWarps * kStep, a.K) : uint4{};
+        right[u][h] = h * 8 + group < a.M ? bytes_of<kWide>(x[h], k + u * kWarps * kStep, K) : uint4{};
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
