@@ -12,7 +12,7 @@ namespace nybble::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kDepth = 128;
+constexpr int kDepth = 128, kAhead = 32;
 constexpr int kTile = 128, kTileK = 16;  // spread: rows below and columns of a block, rows of the panel at a time
 constexpr int kEach = 8;                 // of a thread: 8 rows by 8 columns
 
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
                                                                  int64_t from,     // first row of the panel
                                                                  int depth) {      // its rows, at most kDepth
   __shared__ float w[kDepth][32];
-  __shared__ float u[2][kDepth];  // U[from + r, from + ...] of this row and the next
+  __shared__ float u[kAhead][kDepth];  // U[from + r, from + ...] of the next rows
   const Grid grid{a.zero, a.last};
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t n = int64_t{blockIdx.x} * 32 + lane;
@@ -28,14 +28,16 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
   float* weight = a.weight + from * a.weight_stride + n;
   const float* upper = a.cholesky + from * a.cholesky_stride + from;
   for (int q = warp; q < depth; q += kWarps) w[q][lane] = inside ? weight[q * a.weight_stride] : 0.0f;
-  if (static_cast<int>(threadIdx.x) < depth) u[0][threadIdx.x] = upper[threadIdx.x];
-  __syncthreads();
   const float scale = inside ? a.scales[n] : 1.0f, half_scale = through_half(scale);
   for (int r = 0; r < depth; ++r) {
-    const float* row = u[r % 2];
-    float next = 0;  // only what lies right of the diagonal is U
-    const bool fetches = r + 1 < depth && static_cast<int>(threadIdx.x) > r && static_cast<int>(threadIdx.x) < depth;
-    if (fetches) next = upper[(r + 1) * a.cholesky_stride + threadIdx.x];
+    if (r % kAhead == 0) {
+      for (int i = threadIdx.x; i < kAhead * kDepth; i += kThreads) {
+        const int row = r + i / kDepth, q = i % kDepth;  // only what lies right of the diagonal is U
+        if (row < depth && q >= row && q < depth) u[i / kDepth][q] = upper[row * a.cholesky_stride + q];
+      }
+      __syncthreads();
+    }
+    const float* row = u[r % kAhead];
     const float v = w[r][lane], code = grid.code(__fdiv_rn(v, scale)), value = grid.value(code, half_scale);
     const float error = __fdiv_rn(v - value, row[r]);
     if (warp == r % kWarps && inside) {
@@ -46,7 +48,6 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
 #pragma unroll 4
     for (int q = r + 1 + ((warp - r - 1) & (kWarps - 1)); q < depth; q += kWarps)
       w[q][lane] = fmaf(-row[q], error, w[q][lane]);
-    if (fetches) u[(r + 1) % 2][threadIdx.x] = next;
     __syncthreads();
   }
 }
@@ -73,11 +74,14 @@ struct Staged {
 __global__ void __launch_bounds__(kThreads, 2) spread_kernel(GptqGroupArgs a,  // as ops/gptq.h says
                                                              int64_t from,     // first row of the panel
                                                              int depth,        // its rows
-                                                             unsigned column_tiles) {
+                                                             unsigned column_tiles,
+                                                             bool wide) {  // four weights may be one access
   __shared__ __align__(16) float u[2][kTileK][kTile], e[2][kTileK][kTile];
   const int64_t q0 = from + depth + blockIdx.x / column_tiles * int64_t{kTile};
   const int64_t n0 = blockIdx.x % column_tiles * int64_t{kTile};
-  const int q = threadIdx.x / 16 * kEach, n = threadIdx.x % 16;  // columns n, n + 16, ...: neighbours read neighbours
+  // A warp has 32 rows by 64 columns, a lane four rows and four columns and those 16 rows or 32 columns further.
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int q = warp % 4 * 32 + lane / 8 * 4, n = warp / 4 * 64 + lane % 8 * 4;
   const float* upper = a.cholesky + from * a.cholesky_stride + q0;
   const float* errors = a.error + from * a.error_stride + n0;
   Staged next_u, next_e;
@@ -98,11 +102,9 @@ __global__ void __launch_bounds__(kThreads, 2) spread_kernel(GptqGroupArgs a,  /
       float left[kEach], right[kEach];
 #pragma unroll
       for (int i = 0; i < kEach; i += 4) {
-        const float4 four = *reinterpret_cast<const float4*>(&u[now][k][q + i]);
-        left[i] = four.x, left[i + 1] = four.y, left[i + 2] = four.z, left[i + 3] = four.w;
+        *reinterpret_cast<float4*>(left + i) = *reinterpret_cast<const float4*>(&u[now][k][q + 4 * i]);
+        *reinterpret_cast<float4*>(right + i) = *reinterpret_cast<const float4*>(&e[now][k][n + 8 * i]);
       }
-#pragma unroll
-      for (int j = 0; j < kEach; ++j) right[j] = e[now][k][n + 16 * j];
 #pragma unroll
       for (int i = 0; i < kEach; ++i)
 #pragma unroll
@@ -111,11 +113,20 @@ __global__ void __launch_bounds__(kThreads, 2) spread_kernel(GptqGroupArgs a,  /
   }
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    if (q0 + q + i >= a.T) return;
-    float* row = a.weight + (q0 + q + i) * a.weight_stride + n0 + n;
+    const int64_t below = q0 + q + i % 4 + i / 4 * 16;
+    if (below >= a.T) return;
 #pragma unroll
-    for (int j = 0; j < kEach; ++j)
-      if (n0 + n + 16 * j < a.N) row[16 * j] -= sum[i][j];
+    for (int j = 0; j < kEach; j += 4) {
+      const int64_t column = n0 + n + j * 8;
+      float* to = a.weight + below * a.weight_stride + column;
+      if (wide && column + 4 <= a.N) {
+        float4 four = *reinterpret_cast<const float4*>(to);
+        four = {four.x - sum[i][j], four.y - sum[i][j + 1], four.z - sum[i][j + 2], four.w - sum[i][j + 3]};
+        *reinterpret_cast<float4*>(to) = four;
+      } else {
+        for (int k = 0; k < 4 && column + k < a.N; ++k) to[k] -= sum[i][j + k];
+      }
+    }
   }
 }
 
@@ -126,13 +137,14 @@ Status gptq_group(const GptqGroupArgs& a, Stream stream) {
   const int64_t blocks = (a.N + 31) / 32, column_tiles = (a.N + kTile - 1) / kTile;
   if (blocks > 0x7fffffff || (a.T + kTile - 1) / kTile > 0x7fffffff / column_tiles)
     return {"more numbers than a grid has blocks for"};
+  const bool wide = reinterpret_cast<uintptr_t>(a.weight) % 16 == 0 && a.weight_stride % 4 == 0;
   for (int64_t from = 0; from < a.R; from += kDepth) {
     const int depth = static_cast<int>(a.R - from < kDepth ? a.R - from : kDepth);
     quantize_rows_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native(stream)>>>(a, from, depth);
     const int64_t below = a.T - from - depth;
     if (below == 0) continue;
     const auto tiles = static_cast<unsigned>((below + kTile - 1) / kTile * column_tiles);
-    spread_kernel<<<tiles, kThreads, 0, native(stream)>>>(a, from, depth, static_cast<unsigned>(column_tiles));
+    spread_kernel<<<tiles, kThreads, 0, native(stream)>>>(a, from, depth, static_cast<unsigned>(column_tiles), wide);
   }
   return launched();
 }

@@ -109,6 +109,6 @@ Status start(const Int8MatmulArgs& a, Stream stream) {
 
 bool supports_few_rows(const Int8MatmulArgs& a) { return a.M <= 16 && a.N <= int64_t{0x7fffffff} * 16; }
 
-Status few_rows(const Int8MatmulArgs& a, Stream stream) { return start<1, 8, 4>(a, stream); }
+Status few_rows(const Int8MatmulArgs& a, Stream stream) { return start<1, 16, 2>(a, stream); }
 
 }  // namespace nybble::cuda::int8

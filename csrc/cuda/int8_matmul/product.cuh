@@ -65,8 +65,10 @@ __device__ inline void put(const Int8MatmulArgs& a, int64_t m, int64_t n, float 
 // The strategies, in the order choose.cu asks for them.
 bool supports_few_rows(const Int8MatmulArgs& a);
 Status few_rows(const Int8MatmulArgs& a, Stream stream);
-bool supports_wgmma(const Int8MatmulArgs& a);
-Status wgmma(const Int8MatmulArgs& a, Stream stream);
+bool supports_wgmma_some(const Int8MatmulArgs& a);
+Status wgmma_some(const Int8MatmulArgs& a, Stream stream);
+bool supports_wgmma_many(const Int8MatmulArgs& a);
+Status wgmma_many(const Int8MatmulArgs& a, Stream stream);
 Status tiles(const Int8MatmulArgs& a, Stream stream);
 
 }  // namespace nybble::cuda::int8

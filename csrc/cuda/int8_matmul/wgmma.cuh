@@ -1,6 +1,10 @@
-// sm_90a: products by a warpgroup, 64 x kN x 32 of bytes, both sides in shared memory as describe_bytes() lays them.
+// sm_90a: products by warpgroups, both sides in shared memory, and what the two kernels that use them share.
+//
+//   producer   one warp: a step's two tiles by the copy engine into the next place of a ring, once it is empty
+//   consumers  two warpgroups, 64 of the 128 columns each: wait until a place is full, multiply, say that it is empty
 #pragma once
 #include "cuda/common/hopper.cuh"
+#include "cuda/int8_matmul/product.cuh"
 
 namespace nybble::cuda::int8 {
 
@@ -26,6 +30,17 @@ __device__ void multiply_add(int (&d)[kN / 2], uint64_t a, uint64_t b, bool add)
 #define NYBBLE_EIGHT(i)                                                                                       \
   "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), "+r"(d[i + 6]), \
       "+r"(d[i + 7])
+
+template <>
+__device__ inline void multiply_add<32>(int (&d)[16], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %18, 0;"
+      "wgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
+      ", %16, %17, p;}"
+      : NYBBLE_EIGHT(0), NYBBLE_EIGHT(8)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
 
 template <>
 __device__ inline void multiply_add<64>(int (&d)[32], uint64_t a, uint64_t b, bool add) {
@@ -75,5 +90,129 @@ __device__ inline void multiply_add<256>(int (&d)[128], uint64_t a, uint64_t b, 
 }
 
 #undef NYBBLE_EIGHT
+
+// A tile of y: 128 columns (rows of weight) by kM rows (rows of x), 128 bytes of K a step.
+constexpr int kN = 128, kStep = 128;
+constexpr int kConsumers = 256, kThreads = kConsumers + 32;
+
+// Steps on their way: the producer fills places, the consumers empty them.
+template <int kM, int kStages_>
+struct Ring {
+  static constexpr int kStages = kStages_;
+  int8_t w[kStages][kN * kStep], x[kStages][kM * kStep];  // first: tiles begin at multiples of 1024 bytes
+  uint64_t full[kStages], empty[kStages];
+
+  __device__ void init() {
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(&full[s], 1);
+      barrier_init(&empty[s], kConsumers / 32);
+    }
+    barrier_init_done();
+  }
+};
+
+// Which place comes next, and whether all of them have been used an even number of times.
+template <int kStages>
+struct Place {
+  int stage = 0;
+  unsigned phase = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+// One thread of the producer: the two halves of a step.
+template <typename Ring>
+__device__ void fetch_weight(Ring& ring, int stage, const CUtensorMap& map, int k, int n) {
+  barrier_expect(&ring.full[stage], sizeof(ring.w[0]) + sizeof(ring.x[0]));
+  copy_tile(ring.w[stage], map, k, n, &ring.full[stage]);
+}
+template <typename Ring>
+__device__ void fetch_x(Ring& ring, int stage, const CUtensorMap& map, int k, int m) {
+  copy_tile(ring.x[stage], map, k, m, &ring.full[stage]);
+}
+
+// A consumer's 64 x kM of a tile, from `steps` steps: warpgroup `half` has the columns from 64 * half on.
+template <int kM, int kStages>
+__device__ void consume(Ring<kM, kStages>& ring, Place<kStages>& place, int steps, int half, int (&sum)[kM / 2]) {
+  const auto release = [&](int stage) {
+    if (threadIdx.x % 32 == 0) barrier_arrive(&ring.empty[stage]);
+  };
+  int before = 0;
+  for (int step = 0; step < steps; ++step) {
+    barrier_wait(&ring.full[place.stage], place.phase);
+    const uint64_t left = descriptor(ring.w[place.stage] + half * 64 * kStep);
+    const uint64_t right = descriptor(ring.x[place.stage]);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < kStep / 32; ++k) multiply_add<kM>(sum, left + 2 * k, right + 2 * k, step > 0 || k > 0);
+    products_end();
+    products_wait<1>();
+    if (step > 0) release(before);
+    before = place.stage;
+    place.advance();
+  }
+  products_wait<0>();
+  release(before);
+}
+
+// Where this thread keeps sum[j]: row and column of the 64 columns by kM rows.
+__device__ inline int row_of(int j) { return j / 4 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+__device__ inline int column_of(int j) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + j % 4 / 2 * 8; }
+
+// Four numbers of row m of y from column n on.
+__device__ inline void put_four(const Int8MatmulArgs& a, int64_t m, int64_t n, int4 sums, float x_scale,
+                                const float (&w_scale)[4], const float (&bias)[4]) {
+  const int sum[4] = {sums.x, sums.y, sums.z, sums.w};
+  float y[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    y[j] = __fmul_rn(static_cast<float>(sum[j]), __fmul_rn(x_scale, w_scale[j]));
+    if (a.bias) y[j] = __fadd_rn(y[j], bias[j]);
+  }
+  if (a.N % 4 != 0) {
+    for (int j = 0; j < 4; ++j)
+      if (n + j < a.N) put(a, m, n + j, y[j]);
+    return;
+  }
+  if (n >= a.N) return;
+  const int64_t at = m * a.N + n;
+  if (a.y_dtype == DType::f32) {
+    *reinterpret_cast<float4*>(static_cast<float*>(a.y) + at) = {y[0], y[1], y[2], y[3]};
+  } else if (a.y_dtype == DType::f16) {
+    const __half2 pairs[2] = {__floats2half2_rn(y[0], y[1]), __floats2half2_rn(y[2], y[3])};
+    *reinterpret_cast<uint2*>(static_cast<__half*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
+  } else {
+    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(y[0], y[1]), __floats2bfloat162_rn(y[2], y[3])};
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
+  }
+}
+
+// Starts `kernel`(x's map, weight's map, a, more...) with clusters of `cluster` blocks.
+template <int kM, typename Kernel, typename... More>
+Status launch_wgmma(Kernel kernel, const Int8MatmulArgs& a, Stream stream, unsigned grid, unsigned cluster, int bytes,
+                    More... more) {
+  CUtensorMap x_map, w_map;
+  Status made = describe_bytes(x_map, a.x, a.M, a.K, a.x_stride, kM);
+  if (made.ok()) made = describe_bytes(w_map, a.weight, a.N, a.K, a.K, kN);
+  if (made.ok()) made = status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  if (!made.ok()) return made;
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = bytes;
+  config.stream = native(stream);
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return status(cudaLaunchKernelEx(&config, kernel, x_map, w_map, a, more...));
+}
 
 }  // namespace nybble::cuda::int8

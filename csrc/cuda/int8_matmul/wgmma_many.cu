@@ -1,0 +1,134 @@
+// Hopper, many rows: blocks stay and take one tile after another, the producer ahead of the consumers. A tile's sums go
+// through shared memory, 32 rows at a time, so that y is written in whole pieces of a row.
+#include "cuda/int8_matmul/wgmma.cuh"
+
+namespace nybble::cuda::int8 {
+#ifdef NYBBLE_SM90A
+namespace {
+
+constexpr int kPart = 32;  // rows of y on their way out at a time
+constexpr int kBand = 8;   // tiles that are done together before the next columns: both sides stay in the second cache
+
+template <int kM>
+struct Memory {
+  Ring<kM, (192 << 10) / ((kN + kM) * kStep)> ring;
+  struct Out {                // of a warpgroup
+    int sums[kPart][64 + 4];  // the width keeps a warp's stores in different banks
+    float x_scale[kM], w_scale[64], bias[64];
+  } out[2];
+};
+
+struct Tile {
+  int m, n;
+};
+
+template <int kM>
+__device__ Tile tile_at(unsigned i, unsigned row_tiles, unsigned column_tiles) {
+  const unsigned band = i / (kBand * column_tiles), in_band = i - band * kBand * column_tiles;
+  const unsigned rows = min(static_cast<unsigned>(kBand), row_tiles - band * kBand);
+  return {static_cast<int>((band * kBand + in_band % rows) * kM), static_cast<int>(in_band / rows * kN)};
+}
+
+__device__ void warpgroup_sync(int half) { asm volatile("bar.sync %0, 128;" ::"r"(half + 1) : "memory"); }
+
+template <int kM>
+__device__ void write_tile(const Int8MatmulArgs& a, typename Memory<kM>::Out& out, const Tile& tile, int half,
+                           const int (&sum)[kM / 2]) {
+  const int row = threadIdx.x % 128 / 16, column = threadIdx.x % 16 * 4;
+  float w_scale[4], bias[4];
+#pragma unroll
+  for (int part = 0; part < kM / kPart; ++part) {
+    warpgroup_sync(half);  // the scales are there, the rows before these are read
+#pragma unroll
+    for (int j = 0; j < kPart / 2; ++j) out.sums[row_of(j)][column_of(j)] = sum[part * (kPart / 2) + j];
+    warpgroup_sync(half);
+    if (part == 0) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) w_scale[j] = out.w_scale[column + j], bias[j] = out.bias[column + j];
+    }
+#pragma unroll
+    for (int r = 0; r < kPart; r += 8) {
+      const int64_t m = tile.m + part * kPart + r + row;
+      if (m < a.M)
+        put_four(a, m, tile.n + half * 64 + column, *reinterpret_cast<const int4*>(&out.sums[r + row][column]),
+                 out.x_scale[part * kPart + r + row], w_scale, bias);
+    }
+  }
+}
+
+template <int kM>
+__global__ void __launch_bounds__(kThreads, 1)
+    many_kernel(const __grid_constant__ CUtensorMap x_map,  // x, boxes of kM rows
+                const __grid_constant__ CUtensorMap w_map,  // weight, boxes of kN rows
+                const Int8MatmulArgs a,                     // as ops/int8_matmul.h says
+                unsigned row_tiles, unsigned column_tiles) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Memory<kM>& shared = *reinterpret_cast<Memory<kM>*>(memory);
+  if (threadIdx.x == 0) shared.ring.init();
+  __syncthreads();
+  wait_for_previous();
+  let_next_begin();
+  const unsigned tiles = row_tiles * column_tiles;
+  const int steps = static_cast<int>((a.K + kStep - 1) / kStep);
+  Place<decltype(shared.ring)::kStages> place;
+  if (threadIdx.x >= kConsumers) {
+    if (threadIdx.x > kConsumers) return;
+    for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
+      const Tile tile = tile_at<kM>(i, row_tiles, column_tiles);
+      for (int step = 0; step < steps; ++step, place.advance()) {
+        barrier_wait(&shared.ring.empty[place.stage], place.phase ^ 1);
+        fetch_weight(shared.ring, place.stage, w_map, step * kStep, tile.n);
+        fetch_x(shared.ring, place.stage, x_map, step * kStep, tile.m);
+      }
+    }
+    return;
+  }
+  const int half = threadIdx.x / 128, thread = threadIdx.x % 128;
+  auto& out = shared.out[half];
+  for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const Tile tile = tile_at<kM>(i, row_tiles, column_tiles);
+    warpgroup_sync(half);  // the tile before is written
+    for (int r = thread; r < kM; r += 128) out.x_scale[r] = tile.m + r < a.M ? a.x_scale[tile.m + r] : 0.0f;
+    if (const int64_t n = tile.n + half * 64 + thread; thread < 64) {
+      out.w_scale[thread] = n < a.N ? a.w_scale[n] : 0.0f;
+      out.bias[thread] = a.bias && n < a.N ? a.bias[n] : 0.0f;
+    }
+    int sum[kM / 2];
+    consume(shared.ring, place, steps, half, sum);
+    write_tile<kM>(a, out, tile, half, sum);
+  }
+#endif
+}
+
+template <int kM>
+Status start_many(const Int8MatmulArgs& a, Stream stream) {
+  const auto row_tiles = static_cast<unsigned>((a.M + kM - 1) / kM);
+  const auto column_tiles = static_cast<unsigned>((a.N + kN - 1) / kN);
+  const unsigned tiles = row_tiles * column_tiles, most = gpu().processors;
+  return launch_wgmma<kM>(many_kernel<kM>, a, stream, tiles < most ? tiles : most, 1, sizeof(Memory<kM>), row_tiles,
+                          column_tiles);
+}
+
+// How long tiles of kM rows take together, in those of 128.
+int64_t rounds(const Int8MatmulArgs& a, int64_t kM) {
+  const int64_t tiles = (a.M + kM - 1) / kM * ((a.N + kN - 1) / kN);
+  return (tiles + gpu().processors - 1) / gpu().processors * (kM / 128);
+}
+
+}  // namespace
+
+bool supports_wgmma_many(const Int8MatmulArgs& a) {
+  return gpu().sm == 90 && wide(a) && a.K > 0 && (a.M + 127) / 128 * ((a.N + kN - 1) / kN) < 0x7fffffff;
+}
+
+Status wgmma_many(const Int8MatmulArgs& a, Stream stream) {
+  return rounds(a, 256) <= rounds(a, 128) ? start_many<256>(a, stream) : start_many<128>(a, stream);
+}
+#else
+bool supports_wgmma_many(const Int8MatmulArgs&) { return false; }
+
+Status wgmma_many(const Int8MatmulArgs&, Stream) { return {"int8_matmul: built without sm_90a"}; }
+#endif
+
+}  // namespace nybble::cuda::int8

@@ -1,0 +1,127 @@
+// Hopper, up to 128 rows: reading the weights is most of the work. A cluster of blocks has one tile, each block a share
+// of K; in the end each adds up its share of the rows of all blocks' sums. Whole numbers: their order is of no matter.
+//
+//   K      [ block 0 | block 1 | block 2 | block 3 ]     sums of 128 columns by kM rows in each block
+//   rows   0 4 8 ...   1 5 9 ...                         then block b writes the rows b, b + 4, ...
+//
+// A block takes less than half of a multiprocessor's memory: those of the next kernel are there, with their first
+// weights, when this one ends.
+#include "cuda/int8_matmul/wgmma.cuh"
+
+namespace nybble::cuda::int8 {
+#ifdef NYBBLE_SM90A
+namespace {
+
+constexpr unsigned kMostShares = 8;
+
+template <int kM>
+union Memory {
+  Ring<kM, (96 << 10) / ((kN + kM) * kStep)> ring;
+  int sums[kM][kN + 4];  // when the ring has done its work; the width keeps a warp's stores in different banks
+};
+
+__device__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
+
+template <int kM>
+__global__ void __launch_bounds__(kThreads, 2)
+    some_kernel(const __grid_constant__ CUtensorMap x_map,  // x, boxes of kM rows
+                const __grid_constant__ CUtensorMap w_map,  // weight, boxes of kN rows
+                const Int8MatmulArgs a,                     // as ops/int8_matmul.h says
+                unsigned row_tiles,                         // of kM rows
+                unsigned shares) {                          // blocks of a cluster
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char memory[];
+  Memory<kM>& shared = *reinterpret_cast<Memory<kM>*>(memory);
+  constexpr int kStages = decltype(shared.ring)::kStages;
+  __shared__ float x_scale[kM];
+  const unsigned tile = blockIdx.x / shares, rank = blockIdx.x % shares;
+  const int m0 = static_cast<int>(tile % row_tiles * kM), n0 = static_cast<int>(tile / row_tiles * kN);
+  const unsigned all_steps = static_cast<unsigned>((a.K + kStep - 1) / kStep);
+  const int begin = all_steps * rank / shares, steps = all_steps * (rank + 1) / shares - begin;
+  if (threadIdx.x == 0) shared.ring.init();
+  __syncthreads();
+  Place<kStages> place;
+  if (threadIdx.x >= kConsumers) {
+    if (threadIdx.x == kConsumers) {
+      for (int i = 0; i < min(steps, kStages); ++i)  // no kernel writes weights
+        fetch_weight(shared.ring, i, w_map, (begin + i) * kStep, n0);
+      wait_for_previous();
+      let_next_begin();
+      for (int i = 0; i < steps; ++i, place.advance()) {
+        if (i >= kStages) {
+          barrier_wait(&shared.ring.empty[place.stage], place.phase ^ 1);
+          fetch_weight(shared.ring, place.stage, w_map, (begin + i) * kStep, n0);
+        }
+        fetch_x(shared.ring, place.stage, x_map, (begin + i) * kStep, m0);
+      }
+    }
+    __syncwarp();
+    cluster_sync();
+  } else {
+    wait_for_previous();
+    let_next_begin();
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = warp / 4;
+    const int64_t n = n0 + lane * 4;
+    if (threadIdx.x < kM) x_scale[threadIdx.x] = m0 + threadIdx.x < a.M ? a.x_scale[m0 + threadIdx.x] : 0.0f;
+    float w_scale[4], bias[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      w_scale[j] = n + j < a.N ? a.w_scale[n + j] : 0.0f;
+      bias[j] = a.bias && n + j < a.N ? a.bias[n + j] : 0.0f;
+    }
+    int sum[kM / 2];
+    consume(shared.ring, place, steps, half, sum);
+    consumers_sync();  // the other warpgroup has done with the ring
+#pragma unroll
+    for (int j = 0; j < kM / 2; ++j) shared.sums[row_of(j)][half * 64 + column_of(j)] = sum[j];
+    cluster_sync();
+#pragma unroll 2
+    for (unsigned r = rank + shares * warp; r < kM && m0 + r < a.M; r += shares * (kConsumers / 32)) {
+      int4 part[kMostShares];
+#pragma unroll
+      for (unsigned s = 0; s < kMostShares; ++s)
+        part[s] = s < shares ? load_from(&shared.sums[r][lane * 4], s) : int4{};
+#pragma unroll
+      for (unsigned s = 1; s < kMostShares; ++s)
+        part[0] = {part[0].x + part[s].x, part[0].y + part[s].y, part[0].z + part[s].z, part[0].w + part[s].w};
+      put_four(a, m0 + r, n, part[0], x_scale[r], w_scale, bias);
+    }
+  }
+  cluster_sync();  // nobody goes while another block may still read its sums
+#endif
+}
+
+template <int kM>
+Status start_some(const Int8MatmulArgs& a, Stream stream, unsigned shares) {
+  const auto row_tiles = static_cast<unsigned>((a.M + kM - 1) / kM);
+  const auto column_tiles = static_cast<unsigned>((a.N + kN - 1) / kN);
+  return launch_wgmma<kM>(some_kernel<kM>, a, stream, row_tiles * column_tiles * shares, shares, sizeof(Memory<kM>),
+                          row_tiles, shares);
+}
+
+// Blocks that share a tile's K, so that few tiles keep the whole chip busy; each has 4 steps at least.
+unsigned shares_for(const Int8MatmulArgs& a) {
+  const int64_t tiles = (a.N + kN - 1) / kN, steps = a.K / kStep;
+  unsigned shares = 1;
+  while (shares < kMostShares && tiles * shares * 2 <= 2 * gpu().processors && steps / (shares * 2) >= 4) shares *= 2;
+  return shares;
+}
+
+}  // namespace
+
+bool supports_wgmma_some(const Int8MatmulArgs& a) {
+  return gpu().sm == 90 && wide(a) && a.K > 0 && a.M <= 128 && a.N < int64_t{1} << 30;
+}
+
+Status wgmma_some(const Int8MatmulArgs& a, Stream stream) {
+  if (a.M <= 32) return start_some<32>(a, stream, shares_for(a));
+  if (a.M <= 64) return start_some<64>(a, stream, shares_for(a));
+  return start_some<128>(a, stream, shares_for(a));
+}
+#else
+bool supports_wgmma_some(const Int8MatmulArgs&) { return false; }
+
+Status wgmma_some(const Int8MatmulArgs&, Stream) { return {"int8_matmul: built without sm_90a"}; }
+#endif
+
+}  // namespace nybble::cuda::int8
