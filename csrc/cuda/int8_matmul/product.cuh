@@ -70,5 +70,6 @@ Status wgmma_some(const Int8MatmulArgs& a, Stream stream);
 bool supports_wgmma_many(const Int8MatmulArgs& a);
 Status wgmma_many(const Int8MatmulArgs& a, Stream stream);
 Status tiles(const Int8MatmulArgs& a, Stream stream);
+int64_t tiles_scratch(const Int8MatmulArgs& a);  // numbers of a.scratch
 
 }  // namespace nybble::cuda::int8
