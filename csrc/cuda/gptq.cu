@@ -1,9 +1,10 @@
 // One group of GPTQ, panels of up to kDepth rows one after another, each in two launches:
 //
 //        columns ->
-//   rows [ quantize_rows: a block takes 32 columns, a lane each, and keeps them in shared memory. Row by row: every
-//          warp works out the row's error, then takes it off its share of the rows below ]          the panel
-//        [ spread: minus U^T times those errors, a matrix product in tiles of 128 x 128 ]           all rows below it
+//   rows [ quantize_rows: a block takes 32 columns, a lane each, and warp w keeps the rows w, w + 8, ...     ]  the panel
+//        [ spread: minus U^T times the panel's errors, a matrix product in tiles of 128 x 128              ]  all below
+//
+// quantize_rows goes row by row: the warp that has it works out its error, then every warp takes that off its rows.
 #include "cuda/common/grid.cuh"
 #include "cuda/common/launch.cuh"
 #include "ops/gptq.h"
@@ -12,43 +13,67 @@ namespace nybble::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kDepth = 128, kAhead = 32;
-constexpr int kTile = 128, kTileK = 16;  // spread: rows below and columns of a block, rows of the panel at a time
-constexpr int kEach = 8;                 // of a thread: 8 rows by 8 columns
+constexpr int kDepth = 128, kAhead = 32;  // rows of a panel; those of U in shared memory
+constexpr int kOwn = kDepth / kWarps;     // rows that a warp keeps
+constexpr int kTile = 128, kTileK = 16;   // spread: rows below and columns of a block, rows of the panel at a time
+constexpr int kEach = 8;                  // of a thread: 8 rows by 8 columns
 
 __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
                                                                  int64_t from,     // first row of the panel
                                                                  int depth) {      // its rows, at most kDepth
-  __shared__ float w[kDepth][32];
+  constexpr int kCopies = kAhead * kDepth / kThreads;
   __shared__ float u[kAhead][kDepth];  // U[from + r, from + ...] of the next rows
+  __shared__ float errors[2][32];      // of a row; who writes the next ones may be ahead of who reads these
   const Grid grid{a.zero, a.last};
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t n = int64_t{blockIdx.x} * 32 + lane;
   const bool inside = n < a.N;
   float* weight = a.weight + from * a.weight_stride + n;
   const float* upper = a.cholesky + from * a.cholesky_stride + from;
-  for (int q = warp; q < depth; q += kWarps) w[q][lane] = inside ? weight[q * a.weight_stride] : 0.0f;
   const float scale = inside ? a.scales[n] : 1.0f, half_scale = through_half(scale);
-  for (int r = 0; r < depth; ++r) {
-    if (r % kAhead == 0) {
-      for (int i = threadIdx.x; i < kAhead * kDepth; i += kThreads) {
-        const int row = r + i / kDepth, q = i % kDepth;  // only what lies right of the diagonal is U
-        if (row < depth && q >= row && q < depth) u[i / kDepth][q] = upper[row * a.cholesky_stride + q];
+  float w[kOwn];  // rows warp, warp + kWarps, ...
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int r = i * kWarps + warp;
+    w[i] = inside && r < depth ? weight[r * a.weight_stride] : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    if (i * kWarps % kAhead == 0) {
+      float ahead[kCopies];
+#pragma unroll
+      for (int c = 0; c < kCopies; ++c) {
+        const int r = i * kWarps + (threadIdx.x + c * kThreads) / kDepth, q = threadIdx.x % kDepth;
+        ahead[c] =
+            r <= q && q < depth ? upper[r * a.cholesky_stride + q] : 0.0f;  // what is left of the diagonal is not U
       }
+      __syncthreads();  // the rows before are done with
+#pragma unroll
+      for (int c = 0; c < kCopies; ++c) u[(threadIdx.x + c * kThreads) / kDepth][threadIdx.x % kDepth] = ahead[c];
       __syncthreads();
     }
-    const float* row = u[r % kAhead];
-    const float v = w[r][lane], code = grid.code(__fdiv_rn(v, scale)), value = grid.value(code, half_scale);
-    const float error = __fdiv_rn(v - value, row[r]);
-    if (warp == r % kWarps && inside) {
-      weight[r * a.weight_stride] = value;
-      a.codes[(from + r) * a.codes_stride + n] = static_cast<uint8_t>(code);
-      a.error[(from + r) * a.error_stride + n] = error;
+#pragma unroll 1
+    for (int j = 0; j < kWarps; ++j) {
+      const int r = i * kWarps + j;
+      if (r >= depth) return;
+      const float* row = u[r % kAhead];
+      float code = 0, value = 0, error = 0;
+      if (warp == j) {
+        code = grid.code(__fdiv_rn(w[i], scale));
+        value = grid.value(code, half_scale);
+        error = __fdiv_rn(w[i] - value, row[r]);
+        errors[j % 2][lane] = error;
+      }
+      __syncthreads();
+      if (warp == j && inside) {
+        weight[r * a.weight_stride] = value;
+        a.codes[(from + r) * a.codes_stride + n] = static_cast<uint8_t>(code);
+        a.error[(from + r) * a.error_stride + n] = error;
+      }
+      const float down = -errors[j % 2][lane];
+#pragma unroll
+      for (int k = i; k < kOwn; ++k) w[k] = fmaf(row[k * kWarps + warp], down, w[k]);
     }
-#pragma unroll 4
-    for (int q = r + 1 + ((warp - r - 1) & (kWarps - 1)); q < depth; q += kWarps)
-      w[q][lane] = fmaf(-row[q], error, w[q][lane]);
-    __syncthreads();
   }
 }
 

@@ -1,5 +1,4 @@
-// Which kernel multiplies. Measured on an H200 (docs/gpu.md): up to 16 rows the first is as fast as memory; wgmma_some
-// takes over where x is large too.
+// Which kernel multiplies.
 #include "cuda/int8_matmul/product.cuh"
 
 namespace nybble::cuda {

@@ -1,11 +1,11 @@
-// Hopper, up to 128 rows: reading the weights is most of the work. A cluster of blocks has one tile, each block a share
+// Hopper, some rows: reading the weights is most of the work. A cluster of blocks has one tile, each block a share
 // of K; in the end each adds up its share of the rows of all blocks' sums. Whole numbers: their order is of no matter.
 //
 //   K      [ block 0 | block 1 | block 2 | block 3 ]     sums of 128 columns by kM rows in each block
 //   rows   0 4 8 ...   1 5 9 ...                         then block b writes the rows b, b + 4, ...
 //
-// A block takes less than half of a multiprocessor's memory: those of the next kernel are there, with their first
-// weights, when this one ends.
+// With 96 kilobytes a block takes less than half of a multiprocessor's memory: those of the next kernel are there, with
+// their first weights, when this one ends. With 192 more steps are on their way.
 #include "cuda/int8_matmul/wgmma.cuh"
 
 namespace nybble::cuda::int8 {
@@ -14,16 +14,16 @@ namespace {
 
 constexpr unsigned kMostShares = 8;
 
-template <int kM>
+template <int kM, int kKilobytes>
 union Memory {
-  Ring<kM, (96 << 10) / ((kN + kM) * kStep)> ring;
+  Ring<kM, (kKilobytes << 10) / ((kN + kM) * kStep)> ring;
   int sums[kM][kN + 4];  // when the ring has done its work; the width keeps a warp's stores in different banks
 };
 
 __device__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
 
-template <int kM>
-__global__ void __launch_bounds__(kThreads, 2)
+template <int kM, int kKilobytes>
+__global__ void __launch_bounds__(kThreads, 192 / kKilobytes)
     some_kernel(const __grid_constant__ CUtensorMap x_map,  // x, boxes of kM rows
                 const __grid_constant__ CUtensorMap w_map,  // weight, boxes of kN rows
                 const Int8MatmulArgs a,                     // as ops/int8_matmul.h says
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                 unsigned shares) {                          // blocks of a cluster
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char memory[];
-  Memory<kM>& shared = *reinterpret_cast<Memory<kM>*>(memory);
+  auto& shared = *reinterpret_cast<Memory<kM, kKilobytes>*>(memory);
   constexpr int kStages = decltype(shared.ring)::kStages;
   __shared__ float x_scale[kM];
   const unsigned tile = blockIdx.x / shares, rank = blockIdx.x % shares;
@@ -91,32 +91,43 @@ __global__ void __launch_bounds__(kThreads, 2)
 #endif
 }
 
-template <int kM>
+template <int kM, int kKilobytes>
 Status start_some(const Int8MatmulArgs& a, Stream stream, unsigned shares) {
   const auto row_tiles = static_cast<unsigned>((a.M + kM - 1) / kM);
   const auto column_tiles = static_cast<unsigned>((a.N + kN - 1) / kN);
-  return launch_wgmma<kM>(some_kernel<kM>, a, stream, row_tiles * column_tiles * shares, shares, sizeof(Memory<kM>),
-                          row_tiles, shares);
+  return launch_wgmma<kM>(some_kernel<kM, kKilobytes>, a, stream, row_tiles * column_tiles * shares, shares,
+                          sizeof(Memory<kM, kKilobytes>), row_tiles, shares);
 }
 
-// Blocks that share a tile's K, so that few tiles keep the whole chip busy; each has 4 steps at least.
-unsigned shares_for(const Int8MatmulArgs& a) {
-  const int64_t tiles = (a.N + kN - 1) / kN, steps = a.K / kStep;
+int64_t tiles_of(const Int8MatmulArgs& a, int64_t kM) { return (a.M + kM - 1) / kM * ((a.N + kN - 1) / kN); }
+
+// Blocks that share a tile's K: as many as there are processors for, with 4 steps or more each.
+unsigned shares_for(const Int8MatmulArgs& a, int64_t kM) {
   unsigned shares = 1;
-  while (shares < kMostShares && tiles * shares * 2 <= 2 * gpu().processors && steps / (shares * 2) >= 4) shares *= 2;
+  while (shares < kMostShares && tiles_of(a, kM) * shares * 2 <= gpu().processors && a.K / kStep / (shares * 2) >= 4)
+    shares *= 2;
   return shares;
 }
 
 }  // namespace
 
+// Beyond 128 rows only where tiles of 128 by 128 would leave half of the processors idle.
 bool supports_wgmma_some(const Int8MatmulArgs& a) {
-  return gpu().sm == 90 && wide(a) && a.K > 0 && a.M <= 128 && a.N < int64_t{1} << 30;
+  return gpu().sm == 90 && wide(a) && a.K > 0 && a.N < int64_t{1} << 30 &&
+         (a.M <= 128 || tiles_of(a, 128) * 2 <= gpu().processors);
 }
 
 Status wgmma_some(const Int8MatmulArgs& a, Stream stream) {
-  if (a.M <= 32) return start_some<32>(a, stream, shares_for(a));
-  if (a.M <= 64) return start_some<64>(a, stream, shares_for(a));
-  return start_some<128>(a, stream, shares_for(a));
+  // A long stretch of K wants many steps on their way; for a short one it is worth more that the next kernel's blocks
+  // find room beside these.
+  const auto stretch = [&](int64_t kM) { return a.K / kStep / shares_for(a, kM); };
+  constexpr int64_t kLong = 32;
+  if (a.M <= 32)
+    return stretch(32) < kLong ? start_some<32, 96>(a, stream, shares_for(a, 32))
+                               : start_some<32, 192>(a, stream, shares_for(a, 32));
+  if (a.M > 64 && stretch(128) >= kLong) return start_some<128, 192>(a, stream, shares_for(a, 128));
+  return stretch(64) < kLong ? start_some<64, 96>(a, stream, shares_for(a, 64))
+                             : start_some<64, 192>(a, stream, shares_for(a, 64));
 }
 #else
 bool supports_wgmma_some(const Int8MatmulArgs&) { return false; }
