@@ -92,28 +92,23 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows_kernel(Int8MatmulArgs a)
   }
 }
 
-template <int kTiles, int kWarps, int kUnroll>
+template <int kTiles, int kHalves, int kWarps, int kUnroll, bool kWide>
 Status start(const Int8MatmulArgs& a, Stream stream) {
-  const auto run = [&](auto kernel) {
-    const int64_t blocks = (a.N + kTiles * 16 - 1) / (kTiles * 16);
-    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kWarps * 32), 0, stream, gpu().sm >= 90, a);
-  };
-  if (a.M <= 8)
-    return wide(a) ? run(few_rows_kernel<kTiles, 1, kWarps, kUnroll, true>)
-                   : run(few_rows_kernel<kTiles, 1, kWarps, kUnroll, false>);
-  return wide(a) ? run(few_rows_kernel<kTiles, 2, kWarps, kUnroll, true>)
-                 : run(few_rows_kernel<kTiles, 2, kWarps, kUnroll, false>);
+  const int64_t blocks = (a.N + kTiles * 16 - 1) / (kTiles * 16);
+  return launch(few_rows_kernel<kTiles, kHalves, kWarps, kUnroll, kWide>, dim3(static_cast<unsigned>(blocks)),
+                dim3(kWarps * 32), 0, stream, gpu().sm >= 90, a);
 }
 
 }  // namespace
 
 bool supports_few_rows(const Int8MatmulArgs& a) { return a.M <= 16 && a.N <= int64_t{0x7fffffff} * 16; }
 
-// Two tiles of weights for one of x read x half as often, where there are blocks enough (H200, 4096 x 4096: 5.9 us with
-// 8 rows, 6.7 with one tile; with 16 rows the products then wait for each other, 7.8 and 7.3 us).
 Status few_rows(const Int8MatmulArgs& a, Stream stream) {
-  if (a.M <= 8 && a.N / 32 >= gpu().processors * 7 / 8) return start<2, 16, 2>(a, stream);
-  return start<1, 16, 2>(a, stream);
+  if (!wide(a)) return start<1, 2, 8, 1, false>(a, stream);
+  if (a.M > 8) return start<1, 2, 16, 2, true>(a, stream);
+  // Two tiles of weights for one of x read x half as often, where there are blocks enough for all processors.
+  if (a.N / 32 >= gpu().processors * 7 / 8) return start<2, 1, 16, 2, true>(a, stream);
+  return start<1, 1, 16, 2, true>(a, stream);
 }
 
 }  // namespace nybble::cuda::int8
