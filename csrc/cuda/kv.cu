@@ -17,7 +17,7 @@ namespace {
 constexpr int kThreads = 256, kLanes = 8, kPairs = 4;
 constexpr int kGroups = kThreads / kLanes;  // of a block, at a time
 
-struct alignas(16) Pairs {
+struct Pairs {
   __half2 v[kPairs];
 };
 
@@ -46,35 +46,49 @@ __device__ void rotate(Pairs& p) {
   }
 }
 
+__device__ Pairs pairs_of(uint4 bits) { return {{pair_of(bits.x), pair_of(bits.y), pair_of(bits.z), pair_of(bits.w)}}; }
+__device__ uint4 bits_of(const Pairs& p) {
+  return {bits_of(p.v[0]), bits_of(p.v[1]), bits_of(p.v[2]), bits_of(p.v[3])};
+}
+
 // kWide: both sides start where one access may take a lane's whole share.
-template <bool kWide, typename Share, typename T>
-__device__ void copy(Share* to, const T* from) {
+template <typename Share, bool kWide, typename T>
+__device__ Share load(const T* from) {
   if constexpr (kWide) {
-    *to = *reinterpret_cast<const Share*>(from);
+    return *reinterpret_cast<const Share*>(from);
   } else {
-    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) reinterpret_cast<T*>(to)[i] = from[i];
+    Share share;
+    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) reinterpret_cast<T*>(&share)[i] = from[i];
+    return share;
   }
 }
 
 template <bool kWide, typename Share, typename T>
-__device__ void copy_out(T* to, const Share& from) {
+__device__ void store(T* to, const Share& share) {
   if constexpr (kWide) {
-    *reinterpret_cast<Share*>(to) = from;
+    *reinterpret_cast<Share*>(to) = share;
   } else {
-    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) to[i] = reinterpret_cast<const T*>(&from)[i];
+    for (unsigned i = 0; i < sizeof(Share) / sizeof(T); ++i) to[i] = reinterpret_cast<const T*>(&share)[i];
   }
 }
 
-// work(group) for the groups of this block's part of a run, all lanes of a warp together; groups from `last` on are not
-// to be touched. What a run says beyond the N tokens is left out.
-template <typename Work>
-__device__ void each_group(const KvArgs& a, unsigned parts, Work work) {
+// work(group, fetch(group), whether there is such a group) for this block's part of a run, all lanes of a warp
+// together; the next group is fetched before this one is worked on. What a run says beyond the N tokens is left out.
+template <typename Fetch, typename Work>
+__device__ void each_group(const KvArgs& a, unsigned parts, Fetch fetch, Work work) {
+  using Fetched = decltype(fetch(int64_t{}));
   const int64_t run = blockIdx.x / parts, part = blockIdx.x % parts;
   const int64_t begin = min(max(a.runs[2 * run], int64_t{0}), a.N),
                 end = min(max(a.runs[2 * run + 1], int64_t{0}), a.N);
-  const int64_t first = (begin * a.T + 63) / 64, last = end * a.T / 64;
+  const int64_t first = (begin * a.T + 63) / 64, last = end * a.T / 64, step = parts * int64_t{kGroups};
   const int64_t of_warp = threadIdx.x / 32 * (32 / kLanes), of_lane = threadIdx.x % 32 / kLanes;
-  for (int64_t g = first + part * kGroups + of_warp; g < last; g += parts * int64_t{kGroups}) work(g + of_lane, last);
+  int64_t group = first + part * kGroups + of_warp;
+  const auto next_of = [&](int64_t g) { return g + of_lane < last ? fetch(g + of_lane) : Fetched{}; };
+  for (Fetched next = next_of(group); group < last; group += step) {
+    const Fetched now = next;
+    next = next_of(group + step);
+    work(group + of_lane, now, group + of_lane < last);
+  }
 }
 
 template <int kBits, bool kWide>
@@ -86,9 +100,11 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,          /
   let_next_begin();
   const __half2 zero = __float2half2_rn(0.0f), center = __float2half2_rn(c), top = __float2half2_rn(2 * c - 1);
   const int lane = threadIdx.x % kLanes;
-  each_group(a, parts, [&](int64_t group, int64_t last) {
-    Pairs y{};
-    if (group < last) copy<kWide>(&y, static_cast<const __half*>(a.x) + group * 64 + lane * 8);
+  const auto fetch = [&](int64_t group) {
+    return load<uint4, kWide>(static_cast<const __half*>(a.x) + group * 64 + lane * 8);
+  };
+  each_group(a, parts, fetch, [&](int64_t group, const uint4& x, bool there) {
+    Pairs y = pairs_of(x);
     rotate(y);
     // __hmax2 passes over NaN.
     __half2 size = zero;
@@ -109,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,          /
       // Between 1024 and 2048 halves are whole numbers: the sum rounds, and its lowest bits are the code.
       code[i] = bits_of(__hadd2_rn(level, __float2half2_rn(1024.0f)));
     }
-    if (group >= last) return;
+    if (!there) return;
     Codes codes;
     if constexpr (kBits == 8) {
       codes = {__byte_perm(code[0], code[1], 0x6420), __byte_perm(code[2], code[3], 0x6420)};
@@ -118,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(KvArgs a,          /
       for (int i = 0; i < kPairs; ++i) code[i] = (code[i] & 15) | (code[i] >> 12 & ~15u);  // the lowest byte
       codes = __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
     }
-    copy_out<kWide>(static_cast<uint8_t*>(a.codes) + (group * 8 + lane) * kBits, codes);
+    store<kWide>(static_cast<uint8_t*>(a.codes) + (group * 8 + lane) * kBits, codes);
     if (lane % 4 == 0) static_cast<__half*>(a.scales)[group * 2 + lane / 4] = __float2half(largest * (1.0f / c));
   });
 }
@@ -131,31 +147,34 @@ __global__ void __launch_bounds__(kThreads) dequantize_kernel(KvArgs a,         
   wait_for_previous();
   let_next_begin();
   const int lane = threadIdx.x % kLanes;
-  each_group(a, parts, [&](int64_t group, int64_t last) {
-    Pairs y{};
-    if (group < last) {
-      Codes codes;
-      copy<kWide>(&codes, static_cast<const uint8_t*>(a.codes) + (group * 8 + lane) * kBits);
-      const __half2 scale = __half2half2(static_cast<const __half*>(a.scales)[group * 2 + lane / 4]);
-      // A code in the lowest bits of 1024 is 1024 + code.
-      const __half2 offset = __float2half2_rn(1024.0f + c);
+  struct Share {
+    Codes codes;
+    __half scale;
+  };
+  const auto fetch = [&](int64_t group) -> Share {
+    return {load<Codes, kWide>(static_cast<const uint8_t*>(a.codes) + (group * 8 + lane) * kBits),
+            static_cast<const __half*>(a.scales)[group * 2 + lane / 4]};
+  };
+  each_group(a, parts, fetch, [&](int64_t group, const Share& share, bool there) {
+    // A code in the lowest bits of 1024 is 1024 + code.
+    const __half2 scale = __half2half2(share.scale), offset = __float2half2_rn(1024.0f + c);
+    Pairs y;
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        unsigned pair;
-        if constexpr (kBits == 8) {
-          pair = __byte_perm(i < 2 ? codes.x : codes.y, 0x64, i % 2 ? 0x4342 : 0x4140);
-        } else {
-          const unsigned both = codes >> (8 * i);
-          pair = (both & 15) | (both & 0xf0) << 12 | 0x64006400;
-        }
-        y.v[i] = __hmul2_rn(__hsub2_rn(pair_of(pair), offset), scale);
+    for (int i = 0; i < kPairs; ++i) {
+      unsigned pair;
+      if constexpr (kBits == 8) {
+        pair = __byte_perm(i < 2 ? share.codes.x : share.codes.y, 0x64, i % 2 ? 0x4342 : 0x4140);
+      } else {
+        const unsigned both = share.codes >> (8 * i);
+        pair = (both & 15) | (both & 0xf0) << 12 | 0x64006400;
       }
+      y.v[i] = __hmul2_rn(__hsub2_rn(pair_of(pair), offset), scale);
     }
     rotate(y);
-    if (group >= last) return;
+    if (!there) return;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) y.v[i] = __hmul2_rn(y.v[i], __float2half2_rn(1.0f / 32));
-    copy_out<kWide>(static_cast<__half*>(a.x) + group * 64 + lane * 8, y);
+    store<kWide>(static_cast<__half*>(a.x) + group * 64 + lane * 8, bits_of(y));
   });
 }
 

@@ -101,7 +101,11 @@ Status start(const Int8MatmulArgs& a, Stream stream) {
 
 }  // namespace
 
-bool supports_few_rows(const Int8MatmulArgs& a) { return a.M <= 16 && a.N <= int64_t{0x7fffffff} * 16; }
+// Much weight is read a little faster by the copy engine (H200, 8192 x 28672: 57 us, here 61 with one row, 70 with 16).
+bool supports_few_rows(const Int8MatmulArgs& a) {
+  constexpr int64_t kMuch = 64 << 20;
+  return a.M <= 16 && a.N <= int64_t{0x7fffffff} * 16 && !(supports_wgmma_some(a) && a.N * a.K > kMuch);
+}
 
 Status few_rows(const Int8MatmulArgs& a, Stream stream) {
   if (!wide(a)) return start<1, 2, 8, 1, false>(a, stream);

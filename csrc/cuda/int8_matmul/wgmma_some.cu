@@ -4,8 +4,8 @@
 //   K      [ block 0 | block 1 | block 2 | block 3 ]     sums of 128 columns by kM rows in each block
 //   rows   0 4 8 ...   1 5 9 ...                         then block b writes the rows b, b + 4, ...
 //
-// With 96 kilobytes a block takes less than half of a multiprocessor's memory: those of the next kernel are there, with
-// their first weights, when this one ends. With 192 more steps are on their way.
+// Where there are processors left over, the blocks of the next kernel are there, with their first weights, when this
+// one ends.
 #include "cuda/int8_matmul/wgmma.cuh"
 
 namespace nybble::cuda::int8 {
@@ -14,16 +14,16 @@ namespace {
 
 constexpr unsigned kMostShares = 8;
 
-template <int kM, int kKilobytes>
+template <int kM>
 union Memory {
-  Ring<kM, (kKilobytes << 10) / ((kN + kM) * kStep)> ring;
+  Ring<kM, (192 << 10) / ((kN + kM) * kStep)> ring;
   int sums[kM][kN + 4];  // when the ring has done its work; the width keeps a warp's stores in different banks
 };
 
 __device__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
 
-template <int kM, int kKilobytes>
-__global__ void __launch_bounds__(kThreads, 192 / kKilobytes)
+template <int kM>
+__global__ void __launch_bounds__(kThreads, 1)
     some_kernel(const __grid_constant__ CUtensorMap x_map,  // x, boxes of kM rows
                 const __grid_constant__ CUtensorMap w_map,  // weight, boxes of kN rows
                 const Int8MatmulArgs a,                     // as ops/int8_matmul.h says
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 192 / kKilobytes)
                 unsigned shares) {                          // blocks of a cluster
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Memory<kM, kKilobytes>*>(memory);
+  auto& shared = *reinterpret_cast<Memory<kM>*>(memory);
   constexpr int kStages = decltype(shared.ring)::kStages;
   __shared__ float x_scale[kM];
   const unsigned tile = blockIdx.x / shares, rank = blockIdx.x % shares;
@@ -91,22 +91,20 @@ __global__ void __launch_bounds__(kThreads, 192 / kKilobytes)
 #endif
 }
 
-template <int kM, int kKilobytes>
-Status start_some(const Int8MatmulArgs& a, Stream stream, unsigned shares) {
-  const auto row_tiles = static_cast<unsigned>((a.M + kM - 1) / kM);
-  const auto column_tiles = static_cast<unsigned>((a.N + kN - 1) / kN);
-  return launch_wgmma<kM>(some_kernel<kM, kKilobytes>, a, stream, row_tiles * column_tiles * shares, shares,
-                          sizeof(Memory<kM, kKilobytes>), row_tiles, shares);
-}
-
 int64_t tiles_of(const Int8MatmulArgs& a, int64_t kM) { return (a.M + kM - 1) / kM * ((a.N + kN - 1) / kN); }
 
-// Blocks that share a tile's K: as many as there are processors for, with 4 steps or more each.
-unsigned shares_for(const Int8MatmulArgs& a, int64_t kM) {
+// Blocks that share a tile's K: while there are processors for twice as many, and 16 steps left for each.
+unsigned shares_of(const Int8MatmulArgs& a, int64_t kM) {
   unsigned shares = 1;
-  while (shares < kMostShares && tiles_of(a, kM) * shares * 2 <= gpu().processors && a.K / kStep / (shares * 2) >= 4)
+  while (shares < kMostShares && tiles_of(a, kM) * shares * 2 <= gpu().processors && a.K / kStep / (shares * 2) >= 16)
     shares *= 2;
   return shares;
+}
+
+template <int kM>
+Status start_some(const Int8MatmulArgs& a, Stream stream, unsigned shares) {
+  return launch_wgmma<kM>(some_kernel<kM>, a, stream, static_cast<unsigned>(tiles_of(a, kM)) * shares, shares,
+                          sizeof(Memory<kM>), static_cast<unsigned>((a.M + kM - 1) / kM), shares);
 }
 
 }  // namespace
@@ -118,16 +116,11 @@ bool supports_wgmma_some(const Int8MatmulArgs& a) {
 }
 
 Status wgmma_some(const Int8MatmulArgs& a, Stream stream) {
-  // A long stretch of K wants many steps on their way; for a short one it is worth more that the next kernel's blocks
-  // find room beside these.
-  const auto stretch = [&](int64_t kM) { return a.K / kStep / shares_for(a, kM); };
-  constexpr int64_t kLong = 32;
-  if (a.M <= 32)
-    return stretch(32) < kLong ? start_some<32, 96>(a, stream, shares_for(a, 32))
-                               : start_some<32, 192>(a, stream, shares_for(a, 32));
-  if (a.M > 64 && stretch(128) >= kLong) return start_some<128, 192>(a, stream, shares_for(a, 128));
-  return stretch(64) < kLong ? start_some<64, 96>(a, stream, shares_for(a, 64))
-                             : start_some<64, 192>(a, stream, shares_for(a, 64));
+  if (a.M <= 32) return start_some<32>(a, stream, shares_of(a, 32));
+  // Smaller tiles than the rows would fit read weights twice, from the second cache: worth it where processors are
+  // idle.
+  if (a.M <= 64 || tiles_of(a, 64) * 2 <= gpu().processors) return start_some<64>(a, stream, shares_of(a, 64));
+  return start_some<128>(a, stream, shares_of(a, 128));
 }
 #else
 bool supports_wgmma_some(const Int8MatmulArgs&) { return false; }
