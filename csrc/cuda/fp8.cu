@@ -1,7 +1,6 @@
 // The upper byte of each half number, or each byte as the upper one of a half.
 //
-//   row  [ t0: 8 elements | t1: 8 | ... ]   16 bytes on the side of the halves, 8 on the other; pieces counted over
-//   rows
+//   row  [ t0: 8 elements | t1: 8 | ... ]   16 bytes on the side of the halves, 8 on the other
 #include "cuda/common/launch.cuh"
 #include "ops/fp8.h"
 

@@ -1,9 +1,7 @@
 // Any shape, on any device: a block computes kM x 128 of y, 64 bytes of K at a time.
 //
-//                 n ->  [ warp 0 | warp 1 | warp 2 | warp 3 ]       K steps:  copy ... copy  |  copies of step s + 2
-//                 run
-//   kM rows   m v       [ warp 4 | warp 5 | warp 6 | warp 7 ]                 multiply s     |  while step s is
-//   multiplied
+//                 n ->  [ warp 0 | warp 1 | warp 2 | warp 3 ]      while step s is multiplied,
+//   kM rows   m v       [ warp 4 | warp 5 | warp 6 | warp 7 ]      the copies of step s + 2 are on their way
 //
 // Where there are few tiles, several blocks share a tile's K and a second kernel adds up their sums, which are whole
 // numbers: the same in any order. Shared memory holds a row's 64 bytes as 4 pieces of 16, piece p of row r at place p ^

@@ -3,7 +3,7 @@
 //   producer   one warp: a step's two tiles by the copy engine into the next place of a ring, once it is empty
 //   consumers  two warpgroups, 64 of the 128 columns each: wait until a place is full, multiply, say that it is empty
 #pragma once
-#include "cuda/common/hopper.cuh"
+#include "cuda/int8_matmul/hopper.cuh"
 #include "cuda/int8_matmul/product.cuh"
 
 namespace nybble::cuda::int8 {
@@ -100,14 +100,14 @@ template <int kM, int kStages_>
 struct Ring {
   static constexpr int kStages = kStages_;
   int8_t w[kStages][kN * kStep], x[kStages][kM * kStep];  // first: tiles begin at multiples of 1024 bytes
-  uint64_t full[kStages], empty[kStages];
+  Barrier full[kStages], empty[kStages];
 
   __device__ void init() {
     for (int s = 0; s < kStages; ++s) {
-      barrier_init(&full[s], 1);
-      barrier_init(&empty[s], kConsumers / 32);
+      full[s].init(1);
+      empty[s].init(kConsumers / 32);
     }
-    barrier_init_done();
+    fence_barrier_init();
   }
 };
 
@@ -127,23 +127,23 @@ struct Place {
 // One thread of the producer: the two halves of a step.
 template <typename Ring>
 __device__ void fetch_weight(Ring& ring, int stage, const CUtensorMap& map, int k, int n) {
-  barrier_expect(&ring.full[stage], sizeof(ring.w[0]) + sizeof(ring.x[0]));
-  copy_tile(ring.w[stage], map, k, n, &ring.full[stage]);
+  ring.full[stage].arrive_expecting(sizeof(ring.w[0]) + sizeof(ring.x[0]));
+  copy_box(ring.w[stage], map, k, n, ring.full[stage]);
 }
 template <typename Ring>
 __device__ void fetch_x(Ring& ring, int stage, const CUtensorMap& map, int k, int m) {
-  copy_tile(ring.x[stage], map, k, m, &ring.full[stage]);
+  copy_box(ring.x[stage], map, k, m, ring.full[stage]);
 }
 
 // A consumer's 64 x kM of a tile, from `steps` steps: warpgroup `half` has the columns from 64 * half on.
 template <int kM, int kStages>
 __device__ void consume(Ring<kM, kStages>& ring, Place<kStages>& place, int steps, int half, int (&sum)[kM / 2]) {
   const auto release = [&](int stage) {
-    if (threadIdx.x % 32 == 0) barrier_arrive(&ring.empty[stage]);
+    if (threadIdx.x % 32 == 0) ring.empty[stage].arrive();
   };
   int before = 0;
   for (int step = 0; step < steps; ++step) {
-    barrier_wait(&ring.full[place.stage], place.phase);
+    ring.full[place.stage].wait(place.phase);
     const uint64_t left = descriptor(ring.w[place.stage] + half * 64 * kStep);
     const uint64_t right = descriptor(ring.x[place.stage]);
     products_begin();

@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
       const Tile tile = tile_at<kM>(i, row_tiles, column_tiles);
       for (int step = 0; step < steps; ++step, place.advance()) {
-        barrier_wait(&shared.ring.empty[place.stage], place.phase ^ 1);
+        shared.ring.empty[place.stage].wait(place.phase ^ 1);
         fetch_weight(shared.ring, place.stage, w_map, step * kStep, tile.n);
         fetch_x(shared.ring, place.stage, x_map, step * kStep, tile.m);
       }

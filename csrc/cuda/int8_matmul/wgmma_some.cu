@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       let_next_begin();
       for (int i = 0; i < steps; ++i, place.advance()) {
         if (i >= kStages) {
-          barrier_wait(&shared.ring.empty[place.stage], place.phase ^ 1);
+          shared.ring.empty[place.stage].wait(place.phase ^ 1);
           fetch_weight(shared.ring, place.stage, w_map, (begin + i) * kStep, n0);
         }
         fetch_x(shared.ring, place.stage, x_map, (begin + i) * kStep, m0);
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       int4 part[kMostShares];
 #pragma unroll
       for (unsigned s = 0; s < kMostShares; ++s)
-        part[s] = s < shares ? load_from(&shared.sums[r][lane * 4], s) : int4{};
+        part[s] = s < shares ? read_shared_of(reinterpret_cast<const int4*>(&shared.sums[r][lane * 4]), s) : int4{};
 #pragma unroll
       for (unsigned s = 1; s < kMostShares; ++s)
         part[0] = {part[0].x + part[s].x, part[0].y + part[s].y, part[0].z + part[s].z, part[0].w + part[s].w};
