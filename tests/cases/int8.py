@@ -91,6 +91,8 @@ def matmul_cases() -> Iterator[Case]:
                     (260, 300, 272), (520, 66, 80)):  # fmt: skip
         yield _matmul(f"tiles-{M}x{N}x{K}", (M, K), N, torch.float16, biased=bool(M % 2))
     yield _misaligned()
+    for M in (3, 40, 300):
+        yield _expanded(M)
     # Beyond one panel of rows, and sums that only just fit int32.
     yield _matmul("many-rows", (300, 4096), 5, torch.float32, biased=False)
     K = (1 << 17) - 1
@@ -114,6 +116,15 @@ def _misaligned() -> Case:
     exact = x.double() @ w.double().t()
     args = (x, torch.ones(40), w, torch.ones(20), None, torch.float32)
     return Case("int8_matmul", "misaligned", args, exact, F32 * exact.abs())
+
+
+def _expanded(M: int) -> Case:
+    """One row M times, with stride 0."""
+    x = torch.randint(-128, 128, (1, 512)).to(torch.int8).expand(M, 512)
+    w = torch.randint(-128, 128, (130, 512)).to(torch.int8)
+    exact = x.double() @ w.double().t()
+    args = (x, torch.ones(M), w, torch.ones(130), None, torch.float32)
+    return Case("int8_matmul", f"expanded-{M}", args, exact, F32 * exact.abs())
 
 
 def _matmul(

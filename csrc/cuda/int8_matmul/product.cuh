@@ -45,6 +45,11 @@ inline bool wide(const Int8MatmulArgs& a) {
   return a.K % 16 == 0 && (a.M == 1 || a.x_stride % 16 == 0) && even(a.x) && even(a.weight);
 }
 
+// Whether the copy engine can take both sides: rows that lie one behind another, not over each other.
+inline bool boxes(const Int8MatmulArgs& a) {
+  return gpu().sm == 90 && wide(a) && a.K > 0 && (a.M == 1 || a.x_stride >= a.K);
+}
+
 // The scales of row m and column n, their product first, as the CPU multiplies.
 __device__ inline float result(const Int8MatmulArgs& a, int sum, float x_scale, int64_t n) {
   const float y = __fmul_rn(static_cast<float>(sum), __fmul_rn(x_scale, a.w_scale[n]));

@@ -1,5 +1,5 @@
-// Hopper, many rows: blocks stay and take one tile after another, the producer ahead of the consumers. A tile's sums go
-// through shared memory, 32 rows at a time, so that y is written in whole pieces of a row.
+// Hopper, any number of rows: blocks stay and take one tile after another, the producer ahead of the consumers. A
+// tile's sums go through shared memory, 32 rows at a time, so that y is written in whole pieces of a row.
 #include "cuda/int8_matmul/wgmma.cuh"
 
 namespace nybble::cuda::int8 {
@@ -46,7 +46,7 @@ __device__ void write_tile(const Int8MatmulArgs& a, typename Memory<kM>::Out& ou
 #pragma unroll
       for (int j = 0; j < 4; ++j) w_scale[j] = out.w_scale[column + j], bias[j] = out.bias[column + j];
     }
-#pragma unroll
+#pragma unroll 1
     for (int r = 0; r < kPart; r += 8) {
       const int64_t m = tile.m + part * kPart + r + row;
       if (m < a.M)
@@ -67,23 +67,33 @@ __global__ void __launch_bounds__(kThreads, 1)
   Memory<kM>& shared = *reinterpret_cast<Memory<kM>*>(memory);
   if (threadIdx.x == 0) shared.ring.init();
   __syncthreads();
-  wait_for_previous();
-  let_next_begin();
   const unsigned tiles = row_tiles * column_tiles;
   const int steps = static_cast<int>((a.K + kStep - 1) / kStep);
-  Place<decltype(shared.ring)::kStages> place;
+  constexpr int kStages = decltype(shared.ring)::kStages;
+  Place<kStages> place;
   if (threadIdx.x >= kConsumers) {
     if (threadIdx.x > kConsumers) return;
+    int early = min(steps, kStages);  // steps whose weights come before x may be read: no kernel writes weights
+    for (int step = 0; step < early; ++step)
+      fetch_weight(shared.ring, step, w_map, step * kStep, tile_at<kM>(blockIdx.x, row_tiles, column_tiles).n);
+    wait_for_previous();
+    let_next_begin();
     for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
       const Tile tile = tile_at<kM>(i, row_tiles, column_tiles);
       for (int step = 0; step < steps; ++step, place.advance()) {
-        shared.ring.empty[place.stage].wait(place.phase ^ 1);
-        fetch_weight(shared.ring, place.stage, w_map, step * kStep, tile.n);
+        if (early > 0) {
+          --early;
+        } else {
+          shared.ring.empty[place.stage].wait(place.phase ^ 1);
+          fetch_weight(shared.ring, place.stage, w_map, step * kStep, tile.n);
+        }
         fetch_x(shared.ring, place.stage, x_map, step * kStep, tile.m);
       }
     }
     return;
   }
+  wait_for_previous();
+  let_next_begin();
   const int half = threadIdx.x / 128, thread = threadIdx.x % 128;
   auto& out = shared.out[half];
   for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
@@ -119,11 +129,16 @@ int64_t rounds(const Int8MatmulArgs& a, int64_t kM) {
 }  // namespace
 
 bool supports_wgmma_many(const Int8MatmulArgs& a) {
-  return gpu().sm == 90 && wide(a) && a.K > 0 && (a.M + 127) / 128 * ((a.N + kN - 1) / kN) < 0x7fffffff;
+  return boxes(a) && (a.M + 31) / 32 * ((a.N + kN - 1) / kN) < 0x7fffffff;
 }
 
 Status wgmma_many(const Int8MatmulArgs& a, Stream stream) {
-  return rounds(a, 256) <= rounds(a, 128) ? start_many<256>(a, stream) : start_many<128>(a, stream);
+  if (a.M <= 32) return start_many<32>(a, stream);
+  if (a.M <= 64) return start_many<64>(a, stream);
+  // Larger tiles read less, and take longer to write.
+  constexpr int64_t kLong = 8192;
+  const int64_t small = rounds(a, 128), large = rounds(a, 256);
+  return large < small || (large == small && a.K >= kLong) ? start_many<256>(a, stream) : start_many<128>(a, stream);
 }
 #else
 bool supports_wgmma_many(const Int8MatmulArgs&) { return false; }

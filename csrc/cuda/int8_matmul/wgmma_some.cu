@@ -1,4 +1,4 @@
-// Hopper, some rows: reading the weights is most of the work. A cluster of blocks has one tile, each block a share
+// Hopper, fewer tiles than processors. A cluster of blocks has one tile, each block a share
 // of K; in the end each adds up its share of the rows of all blocks' sums. Whole numbers: their order is of no matter.
 //
 //   K      [ block 0 | block 1 | block 2 | block 3 ]     sums of 128 columns by kM rows in each block
@@ -93,10 +93,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 int64_t tiles_of(const Int8MatmulArgs& a, int64_t kM) { return (a.M + kM - 1) / kM * ((a.N + kN - 1) / kN); }
 
-// Blocks that share a tile's K: while there are processors for twice as many, and 16 steps left for each.
+// Blocks that share a tile's K, while each has 8 steps or more and all run at once: clusters of four and eight leave
+// some processors of their groups of 16 or 18 unused.
 unsigned shares_of(const Int8MatmulArgs& a, int64_t kM) {
+  const int64_t tiles = tiles_of(a, kM), steps = a.K / kStep;
   unsigned shares = 1;
-  while (shares < kMostShares && tiles_of(a, kM) * shares * 2 <= gpu().processors && a.K / kStep / (shares * 2) >= 16)
+  while (shares < kMostShares && steps >= 16 * shares &&
+         tiles * shares * 2 <= (shares == 1 ? gpu().processors : gpu().processors * 3 / 4))
     shares *= 2;
   return shares;
 }
@@ -107,20 +110,20 @@ Status start_some(const Int8MatmulArgs& a, Stream stream, unsigned shares) {
                           sizeof(Memory<kM>), static_cast<unsigned>((a.M + kM - 1) / kM), shares);
 }
 
-}  // namespace
-
-// Beyond 128 rows only where tiles of 128 by 128 would leave half of the processors idle.
-bool supports_wgmma_some(const Int8MatmulArgs& a) {
-  return gpu().sm == 90 && wide(a) && a.K > 0 && a.N < int64_t{1} << 30 &&
-         (a.M <= 128 || tiles_of(a, 128) * 2 <= gpu().processors);
+// Rows of a tile: smaller ones than x has read weights twice, from the second cache, where processors are idle.
+int tile_rows(const Int8MatmulArgs& a) {
+  return a.M <= 32 ? 32 : a.M <= 64 || tiles_of(a, 64) * 2 <= gpu().processors ? 64 : 128;
 }
 
+}  // namespace
+
+bool supports_wgmma_some(const Int8MatmulArgs& a) { return boxes(a) && shares_of(a, tile_rows(a)) > 1; }
+
 Status wgmma_some(const Int8MatmulArgs& a, Stream stream) {
-  if (a.M <= 32) return start_some<32>(a, stream, shares_of(a, 32));
-  // Smaller tiles than the rows would fit read weights twice, from the second cache: worth it where processors are
-  // idle.
-  if (a.M <= 64 || tiles_of(a, 64) * 2 <= gpu().processors) return start_some<64>(a, stream, shares_of(a, 64));
-  return start_some<128>(a, stream, shares_of(a, 128));
+  const int rows = tile_rows(a);
+  const unsigned shares = shares_of(a, rows);
+  if (rows == 32) return start_some<32>(a, stream, shares);
+  return rows == 64 ? start_some<64>(a, stream, shares) : start_some<128>(a, stream, shares);
 }
 #else
 bool supports_wgmma_some(const Int8MatmulArgs&) { return false; }
