@@ -1,8 +1,8 @@
 // One group of GPTQ, panels of up to kDepth rows one after another, each in two launches:
 //
 //        columns ->
-//   rows [ quantize_rows: a block takes 32 columns, a lane each, and warp w keeps the rows w, w + 8, ...     ]  the panel
-//        [ spread: minus U^T times the panel's errors, a matrix product in tiles of 128 x 128              ]  all below
+//   rows [ quantize_rows: a block takes 32 columns, a lane each; warp w keeps rows w, w + 8, ...  ]  the panel
+//        [ spread: minus U^T times the panel's errors, a matrix product in tiles of 128 x 128     ]  all rows below
 //
 // quantize_rows goes row by row: the warp that has it works out its error, then every warp takes that off its rows.
 #include "cuda/common/grid.cuh"

@@ -163,33 +163,54 @@ __device__ void consume(Ring<kM, kStages>& ring, Place<kStages>& place, int step
 __device__ inline int row_of(int j) { return j / 4 * 8 + threadIdx.x % 4 * 2 + j % 2; }
 __device__ inline int column_of(int j) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + j % 4 / 2 * 8; }
 
-// Four numbers of row m of y from column n on.
-__device__ inline void put_four(const Int8MatmulArgs& a, int64_t m, int64_t n, int4 sums, float x_scale,
-                                const float (&w_scale)[4], const float (&bias)[4]) {
-  const int sum[4] = {sums.x, sums.y, sums.z, sums.w};
-  float y[4];
+// What a thread needs to make four columns of y from their sums.
+struct Columns {
+  int64_t n;  // the first
+  float w_scale[4], bias[4];
+
+  __device__ Columns(const Int8MatmulArgs& a, int64_t n_) : n(n_) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    y[j] = __fmul_rn(static_cast<float>(sum[j]), __fmul_rn(x_scale, w_scale[j]));
-    if (a.bias) y[j] = __fadd_rn(y[j], bias[j]);
+    for (int j = 0; j < 4; ++j) {
+      w_scale[j] = n + j < a.N ? a.w_scale[n + j] : 0.0f;
+      bias[j] = a.bias && n + j < a.N ? a.bias[n + j] : 0.0f;
+    }
   }
-  if (a.N % 4 != 0) {
-    for (int j = 0; j < 4; ++j)
-      if (n + j < a.N) put(a, m, n + j, y[j]);
-    return;
+
+  __device__ float4 result(const Int8MatmulArgs& a, int4 sums, float x_scale) const {
+    const float y[4] = {scaled(sums.x, x_scale, 0), scaled(sums.y, x_scale, 1), scaled(sums.z, x_scale, 2),
+                        scaled(sums.w, x_scale, 3)};
+    if (!a.bias) return {y[0], y[1], y[2], y[3]};
+    return {__fadd_rn(y[0], bias[0]), __fadd_rn(y[1], bias[1]), __fadd_rn(y[2], bias[2]), __fadd_rn(y[3], bias[3])};
   }
-  if (n >= a.N) return;
-  const int64_t at = m * a.N + n;
-  if (a.y_dtype == DType::f32) {
-    *reinterpret_cast<float4*>(static_cast<float*>(a.y) + at) = {y[0], y[1], y[2], y[3]};
-  } else if (a.y_dtype == DType::f16) {
-    const __half2 pairs[2] = {__floats2half2_rn(y[0], y[1]), __floats2half2_rn(y[2], y[3])};
-    *reinterpret_cast<uint2*>(static_cast<__half*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
-  } else {
-    const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(y[0], y[1]), __floats2bfloat162_rn(y[2], y[3])};
-    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
+
+  // Row m of y, where N is a multiple of four.
+  __device__ void put(const Int8MatmulArgs& a, int64_t m, float4 y) const {
+    if (n >= a.N) return;
+    const int64_t at = m * a.N + n;
+    if (a.y_dtype == DType::f32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(a.y) + at) = y;
+    } else if (a.y_dtype == DType::f16) {
+      const __half2 pairs[2] = {__floats2half2_rn(y.x, y.y), __floats2half2_rn(y.z, y.w)};
+      *reinterpret_cast<uint2*>(static_cast<__half*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
+    } else {
+      const __nv_bfloat162 pairs[2] = {__floats2bfloat162_rn(y.x, y.y), __floats2bfloat162_rn(y.z, y.w)};
+      *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.y) + at) = *reinterpret_cast<const uint2*>(pairs);
+    }
   }
-}
+
+  // The same for any N.
+  __device__ void put_each(const Int8MatmulArgs& a, int64_t m, float4 y) const {
+    if (n < a.N) int8::put(a, m, n, y.x);
+    if (n + 1 < a.N) int8::put(a, m, n + 1, y.y);
+    if (n + 2 < a.N) int8::put(a, m, n + 2, y.z);
+    if (n + 3 < a.N) int8::put(a, m, n + 3, y.w);
+  }
+
+ private:
+  __device__ float scaled(int sum, float x_scale, int j) const {
+    return __fmul_rn(static_cast<float>(sum), __fmul_rn(x_scale, w_scale[j]));
+  }
+};
 
 // Starts `kernel`(x's map, weight's map, a, more...) with clusters of `cluster` blocks.
 template <int kM, typename Kernel, typename... More>

@@ -14,7 +14,7 @@ struct Memory {
   Ring<kM, (192 << 10) / ((kN + kM) * kStep)> ring;
   struct Out {                // of a warpgroup
     int sums[kPart][64 + 4];  // the width keeps a warp's stores in different banks
-    float x_scale[kM], w_scale[64], bias[64];
+    float x_scale[kM];
   } out[2];
 };
 
@@ -32,26 +32,28 @@ __device__ Tile tile_at(unsigned i, unsigned row_tiles, unsigned column_tiles) {
 __device__ void warpgroup_sync(int half) { asm volatile("bar.sync %0, 128;" ::"r"(half + 1) : "memory"); }
 
 template <int kM>
-__device__ void write_tile(const Int8MatmulArgs& a, typename Memory<kM>::Out& out, const Tile& tile, int half,
-                           const int (&sum)[kM / 2]) {
+__device__ void write_tile(const Int8MatmulArgs& a, typename Memory<kM>::Out& out, const Columns& columns, int m0,
+                           int half, const int (&sum)[kM / 2]) {
   const int row = threadIdx.x % 128 / 16, column = threadIdx.x % 16 * 4;
-  float w_scale[4], bias[4];
 #pragma unroll
   for (int part = 0; part < kM / kPart; ++part) {
     warpgroup_sync(half);  // the scales are there, the rows before these are read
 #pragma unroll
     for (int j = 0; j < kPart / 2; ++j) out.sums[row_of(j)][column_of(j)] = sum[part * (kPart / 2) + j];
     warpgroup_sync(half);
-    if (part == 0) {
+    const int64_t m = m0 + part * kPart + row;
+    const auto result = [&](int r) {
+      return columns.result(a, *reinterpret_cast<const int4*>(&out.sums[r + row][column]),
+                            out.x_scale[part * kPart + r + row]);
+    };
+    if (a.N % 4 == 0) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) w_scale[j] = out.w_scale[column + j], bias[j] = out.bias[column + j];
-    }
+      for (int r = 0; r < kPart; r += 8)
+        if (m + r < a.M) columns.put(a, m + r, result(r));
+    } else {
 #pragma unroll 1
-    for (int r = 0; r < kPart; r += 8) {
-      const int64_t m = tile.m + part * kPart + r + row;
-      if (m < a.M)
-        put_four(a, m, tile.n + half * 64 + column, *reinterpret_cast<const int4*>(&out.sums[r + row][column]),
-                 out.x_scale[part * kPart + r + row], w_scale, bias);
+      for (int r = 0; r < kPart; r += 8)
+        if (m + r < a.M) columns.put_each(a, m + r, result(r));
     }
   }
 }
@@ -100,13 +102,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const Tile tile = tile_at<kM>(i, row_tiles, column_tiles);
     warpgroup_sync(half);  // the tile before is written
     for (int r = thread; r < kM; r += 128) out.x_scale[r] = tile.m + r < a.M ? a.x_scale[tile.m + r] : 0.0f;
-    if (const int64_t n = tile.n + half * 64 + thread; thread < 64) {
-      out.w_scale[thread] = n < a.N ? a.w_scale[n] : 0.0f;
-      out.bias[thread] = a.bias && n < a.N ? a.bias[n] : 0.0f;
-    }
+    const Columns columns(a, tile.n + half * 64 + thread % 16 * 4);
     int sum[kM / 2];
     consume(shared.ring, place, steps, half, sum);
-    write_tile<kM>(a, out, tile, half, sum);
+    write_tile<kM>(a, out, columns, tile.m, half, sum);
   }
 #endif
 }

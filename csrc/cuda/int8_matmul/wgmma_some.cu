@@ -61,14 +61,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     wait_for_previous();
     let_next_begin();
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = warp / 4;
-    const int64_t n = n0 + lane * 4;
     if (threadIdx.x < kM) x_scale[threadIdx.x] = m0 + threadIdx.x < a.M ? a.x_scale[m0 + threadIdx.x] : 0.0f;
-    float w_scale[4], bias[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      w_scale[j] = n + j < a.N ? a.w_scale[n + j] : 0.0f;
-      bias[j] = a.bias && n + j < a.N ? a.bias[n + j] : 0.0f;
-    }
+    const Columns columns(a, n0 + lane * 4);
     int sum[kM / 2];
     consume(shared.ring, place, steps, half, sum);
     consumers_sync();  // the other warpgroup has done with the ring
@@ -84,7 +78,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (unsigned s = 1; s < kMostShares; ++s)
         part[0] = {part[0].x + part[s].x, part[0].y + part[s].y, part[0].z + part[s].z, part[0].w + part[s].w};
-      put_four(a, m0 + r, n, part[0], x_scale[r], w_scale, bias);
+      const float4 y = columns.result(a, part[0], x_scale[r]);
+      a.N % 4 == 0 ? columns.put(a, m0 + r, y) : columns.put_each(a, m0 + r, y);
     }
   }
   cluster_sync();  // nobody goes while another block may still read its sums
