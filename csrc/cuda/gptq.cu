@@ -18,9 +18,9 @@ constexpr int kOwn = kDepth / kWarps;     // rows that a warp keeps
 constexpr int kTile = 128, kTileK = 16;   // spread: rows below and columns of a block, rows of the panel at a time
 constexpr int kEach = 8;                  // of a thread: 8 rows by 8 columns
 
-__global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
-                                                                 int64_t from,     // first row of the panel
-                                                                 int depth) {      // its rows, at most kDepth
+__global__ void __launch_bounds__(kThreads, 2) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
+                                                                    int64_t from,     // first row of the panel
+                                                                    int depth) {      // its rows, at most kDepth
   constexpr int kCopies = kAhead * kDepth / kThreads;
   __shared__ float u[kAhead][kDepth];  // U[from + r, from + ...] of the next rows
   __shared__ float errors[2][32];      // of a row; who writes the next ones may be ahead of who reads these
@@ -57,6 +57,9 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
       const int r = i * kWarps + j;
       if (r >= depth) return;
       const float* row = u[r % kAhead];
+      float right[kOwn];
+#pragma unroll
+      for (int k = i; k < kOwn; ++k) right[k] = row[k * kWarps + warp];
       float code = 0, value = 0, error = 0;
       if (warp == j) {
         code = grid.code(__fdiv_rn(w[i], scale));
@@ -65,14 +68,14 @@ __global__ void __launch_bounds__(kThreads) quantize_rows_kernel(GptqGroupArgs a
         errors[j % 2][lane] = error;
       }
       __syncthreads();
+      const float down = -errors[j % 2][lane];
+#pragma unroll
+      for (int k = i; k < kOwn; ++k) w[k] = fmaf(right[k], down, w[k]);
       if (warp == j && inside) {
         weight[r * a.weight_stride] = value;
         a.codes[(from + r) * a.codes_stride + n] = static_cast<uint8_t>(code);
         a.error[(from + r) * a.error_stride + n] = error;
       }
-      const float down = -errors[j % 2][lane];
-#pragma unroll
-      for (int k = i; k < kOwn; ++k) w[k] = fmaf(row[k * kWarps + warp], down, w[k]);
     }
   }
 }
