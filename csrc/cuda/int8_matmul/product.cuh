@@ -2,7 +2,7 @@
 #pragma once
 #include "cuda/common/launch.cuh"
 #include "cuda/common/number.cuh"
-#include "ops/int8_matmul.h"
+#include "cuda/int8_matmul/strategies.h"
 
 namespace nybble::cuda::int8 {
 
@@ -66,15 +66,5 @@ __device__ inline void put(const Int8MatmulArgs& a, int64_t m, int64_t n, float 
   else
     static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16(y);
 }
-
-// The strategies, in the order choose.cu asks for them.
-bool supports_few_rows(const Int8MatmulArgs& a);
-Status few_rows(const Int8MatmulArgs& a, Stream stream);
-bool supports_wgmma_some(const Int8MatmulArgs& a);
-Status wgmma_some(const Int8MatmulArgs& a, Stream stream);
-bool supports_wgmma_many(const Int8MatmulArgs& a);
-Status wgmma_many(const Int8MatmulArgs& a, Stream stream);
-Status tiles(const Int8MatmulArgs& a, Stream stream);
-int64_t tiles_scratch(const Int8MatmulArgs& a);  // numbers of a.scratch
 
 }  // namespace nybble::cuda::int8
