@@ -92,6 +92,19 @@ Tensor matmul_cuda(const Tensor& x, const Tensor& weight, const std::optional<Te
 std::tuple<Tensor, Tensor> quantize_int8_cuda(const Tensor& x);
 std::tuple<Tensor, Tensor> layer_norm_int8_cuda(const Tensor& x, const Tensor& weight,
                                                 const std::optional<Tensor>& bias, double eps);
+void kv_quantize_cuda(const Tensor& codes, const Tensor& scales, const Tensor& x, const Tensor& runs, int64_t bits);
+void kv_dequantize_cuda(const Tensor& x, const Tensor& codes, const Tensor& scales, const Tensor& runs, int64_t bits);
+void fp8_encode_cuda(const Tensor& codes, const Tensor& x);
+void fp8_decode_cuda(const Tensor& x, const Tensor& codes);
+std::tuple<Tensor, Tensor> quantize_columns_cuda(const Tensor& x, const Tensor& scales, int64_t zero, int64_t max_code);
+Tensor quantize_error_cuda(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
+                           double norm);
+void gptq_group_cuda(const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
+                     const Tensor& scales, int64_t zero, int64_t max_code);
+Tensor anneal_knapsack_cuda(const Tensor& cost, const Tensor& loss, const Tensor& first, int64_t budget,
+                            const Tensor& temperature, int64_t steps, int64_t seed);
+Tensor int8_matmul_cuda(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                        const std::optional<Tensor>& bias, ScalarType dtype);
 #endif
 
 }  // namespace nybble::binding

@@ -121,9 +121,11 @@ std::tuple<Tensor, Tensor> layer_norm_int8_cuda(const Tensor& x, const Tensor& w
 }
 #endif
 
-Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
-                       const std::optional<Tensor>& bias, ScalarType dtype) {
-  Check check("int8_matmul");
+namespace {
+
+template <typename Kernel, typename ScratchSize>
+Tensor int8_matmul(Check check, const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                   const std::optional<Tensor>& bias, ScalarType dtype, Kernel kernel, ScratchSize size) {
   Int8MatmulArgs args{};
   check.type(x, "x", ScalarType::Char);
   check.shape(x, "x", {"...", "K"});
@@ -149,7 +151,6 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
   shape.back() = check["N"];
   Tensor y = torch::stable::new_empty(x, shape, dtype);
   if (rows.R * check["N"] == 0) return y;
-  const Scratch scratch(x, rows.R * 4);
   args.x = static_cast<const int8_t*>(rows.data());
   args.x_stride = rows.stride;
   args.x_scale = static_cast<const float*>(x_scale.data_ptr());
@@ -160,9 +161,28 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
   args.M = rows.R;
   args.N = check["N"];
   args.K = rows.D;
-  args.row_sums = static_cast<int32_t*>(scratch.data());
-  check.done(cpu::int8_matmul(args));
+  const Scratch scratch(x, size(args) * int64_t{sizeof(int32_t)});
+  args.scratch = static_cast<int32_t*>(scratch.data());
+  check.done(kernel(args));
   return y;
 }
+
+}  // namespace
+
+Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                       const std::optional<Tensor>& bias, ScalarType dtype) {
+  return int8_matmul(Check("int8_matmul"), x, x_scale, weight, w_scale, bias, dtype, cpu::int8_matmul,
+                     cpu::int8_matmul_scratch);
+}
+
+#ifdef NYBBLE_CUDA
+Tensor int8_matmul_cuda(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
+                        const std::optional<Tensor>& bias, ScalarType dtype) {
+  const CudaScope scope(x);
+  return int8_matmul(
+      Check("int8_matmul", true), x, x_scale, weight, w_scale, bias, dtype,
+      [&](const Int8MatmulArgs& args) { return cuda::int8_matmul(args, scope.stream()); }, cuda::int8_matmul_scratch);
+}
+#endif
 
 }  // namespace nybble::binding

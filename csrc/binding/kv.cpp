@@ -3,6 +3,9 @@
 
 #include "binding/bindings.h"
 #include "ops/fp8.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
@@ -35,9 +38,9 @@ void kv(Check check, const Tensor& x, const Tensor& codes, const Tensor& scales,
     check.each<int64_t>(dense, "runs", "0, x is empty", [](int64_t token) { return token == 0; });
     return;
   }
-  const int64_t N = check["P"] * check["S"];
+  const int64_t N = args.N = check["P"] * check["S"];
   args.T = check["H"] * check["D"];
-  for (int64_t r = 0; r < args.n; ++r) {
+  for (int64_t r = 0; r < args.n && runs.is_cpu(); ++r) {
     const int64_t begin = args.runs[2 * r], end = args.runs[2 * r + 1];
     check.that(0 <= begin && begin <= end && end <= N, "runs[", r, "] is ", begin, " to ", end,
                ", expected tokens in order from 0 to ", N);
@@ -86,5 +89,31 @@ void fp8_encode_cpu(const Tensor& codes, const Tensor& x) {
 void fp8_decode_cpu(const Tensor& x, const Tensor& codes) {
   fp8(Check("fp8_decode_"), x, "x", ScalarType::Half, codes, "codes", ScalarType::Byte, cpu::fp8_decode);
 }
+
+#ifdef NYBBLE_CUDA
+void kv_quantize_cuda(const Tensor& codes, const Tensor& scales, const Tensor& x, const Tensor& runs, int64_t bits) {
+  const CudaScope scope(x);
+  kv(Check("kv_quantize_", true), x, codes, scales, runs, bits,
+     [&](const KvArgs& args) { return cuda::kv_quantize(args, scope.stream()); });
+}
+
+void kv_dequantize_cuda(const Tensor& x, const Tensor& codes, const Tensor& scales, const Tensor& runs, int64_t bits) {
+  const CudaScope scope(x);
+  kv(Check("kv_dequantize_", true), x, codes, scales, runs, bits,
+     [&](const KvArgs& args) { return cuda::kv_dequantize(args, scope.stream()); });
+}
+
+void fp8_encode_cuda(const Tensor& codes, const Tensor& x) {
+  const CudaScope scope(x);
+  fp8(Check("fp8_encode_", true), codes, "codes", ScalarType::Byte, x, "x", ScalarType::Half,
+      [&](const Fp8Args& args) { return cuda::fp8_encode(args, scope.stream()); });
+}
+
+void fp8_decode_cuda(const Tensor& x, const Tensor& codes) {
+  const CudaScope scope(x);
+  fp8(Check("fp8_decode_", true), x, "x", ScalarType::Half, codes, "codes", ScalarType::Byte,
+      [&](const Fp8Args& args) { return cuda::fp8_decode(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -75,5 +75,14 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("matmul", TORCH_BOX(&nybble::binding::matmul_cuda));
   m.impl("quantize_int8", TORCH_BOX(&nybble::binding::quantize_int8_cuda));
   m.impl("layer_norm_int8", TORCH_BOX(&nybble::binding::layer_norm_int8_cuda));
+  m.impl("kv_quantize_", TORCH_BOX(&nybble::binding::kv_quantize_cuda));
+  m.impl("kv_dequantize_", TORCH_BOX(&nybble::binding::kv_dequantize_cuda));
+  m.impl("fp8_encode_", TORCH_BOX(&nybble::binding::fp8_encode_cuda));
+  m.impl("fp8_decode_", TORCH_BOX(&nybble::binding::fp8_decode_cuda));
+  m.impl("quantize_columns", TORCH_BOX(&nybble::binding::quantize_columns_cuda));
+  m.impl("quantize_error", TORCH_BOX(&nybble::binding::quantize_error_cuda));
+  m.impl("gptq_group_", TORCH_BOX(&nybble::binding::gptq_group_cuda));
+  m.impl("anneal_knapsack", TORCH_BOX(&nybble::binding::anneal_knapsack_cuda));
+  m.impl("int8_matmul", TORCH_BOX(&nybble::binding::int8_matmul_cuda));
 }
 #endif

@@ -3,6 +3,9 @@
 
 #include "binding/bindings.h"
 #include "ops/gptq.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
 namespace {
@@ -27,10 +30,10 @@ void written(Check& check, const Tensor& t, const char* name, ScalarType type, L
   if (t.numel() > 0) check.unit_stride(t, name);
 }
 
-}  // namespace
-
-std::tuple<Tensor, Tensor> quantize_columns_cpu(const Tensor& x, const Tensor& scales, int64_t zero, int64_t max_code) {
-  Check check("quantize_columns");
+// `kernel` is the op's on either device, here and below.
+template <typename Kernel>
+std::tuple<Tensor, Tensor> quantize_columns(Check check, const Tensor& x, const Tensor& scales, int64_t zero,
+                                            int64_t max_code, Kernel kernel) {
   QuantizeColumnsArgs args{};
   check.type(x, "x", ScalarType::Float);
   check.shape(x, "x", {"R", "N"});
@@ -49,13 +52,13 @@ std::tuple<Tensor, Tensor> quantize_columns_cpu(const Tensor& x, const Tensor& s
   args.values = static_cast<float*>(values.data_ptr());
   args.R = rows.R;
   args.N = rows.D;
-  check.done(cpu::quantize_columns(args));
+  check.done(kernel(args));
   return {codes, values};
 }
 
-Tensor quantize_error_cpu(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
-                          double norm) {
-  Check check("quantize_error");
+template <typename Kernel>
+Tensor quantize_error(Check check, const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero,
+                      int64_t max_code, double norm, Kernel kernel) {
   QuantizeErrorArgs args{};
   check.type(x, "x", ScalarType::Float);
   check.shape(x, "x", {"R", "N"});
@@ -77,13 +80,13 @@ Tensor quantize_error_cpu(const Tensor& x, const Tensor& scales, const Tensor& f
   args.norm = static_cast<float>(norm);
   args.error = static_cast<float*>(error.data_ptr());
   args.R = check["R"];
-  check.done(cpu::quantize_error(args));
+  check.done(kernel(args));
   return error;
 }
 
-void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
-                    const Tensor& scales, int64_t zero, int64_t max_code) {
-  Check check("gptq_group_");
+template <typename Kernel>
+void gptq_group(Check check, const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
+                const Tensor& scales, int64_t zero, int64_t max_code, Kernel kernel) {
   GptqGroupArgs args{};
   written(check, weight, "weight", ScalarType::Float, {"T", "N"});
   written(check, codes, "codes", ScalarType::Byte, {"R", "N"});
@@ -101,7 +104,7 @@ void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& err
   const Rows upper(torch::stable::narrow(rows_read, 0, 0, args.R));
   args.cholesky = static_cast<const float*>(upper.data());
   args.cholesky_stride = upper.stride;
-  for (int64_t r = 0; r < args.R; ++r) {
+  for (int64_t r = 0; r < args.R && cholesky.is_cpu(); ++r) {
     const float pivot = args.cholesky[r * args.cholesky_stride + r];
     check.that(pivot > 0, "cholesky[", r, ", ", r, "] is ", pivot, ", expected more than 0");
   }
@@ -115,7 +118,46 @@ void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& err
   args.scales = static_cast<const float*>(scale.data_ptr());
   args.zero = static_cast<float>(zero);
   args.last = static_cast<float>(max_code);
-  check.done(cpu::gptq_group(args));
+  check.done(kernel(args));
 }
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> quantize_columns_cpu(const Tensor& x, const Tensor& scales, int64_t zero, int64_t max_code) {
+  return quantize_columns(Check("quantize_columns"), x, scales, zero, max_code, cpu::quantize_columns);
+}
+
+Tensor quantize_error_cpu(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
+                          double norm) {
+  return quantize_error(Check("quantize_error"), x, scales, factors, zero, max_code, norm, cpu::quantize_error);
+}
+
+void gptq_group_cpu(const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
+                    const Tensor& scales, int64_t zero, int64_t max_code) {
+  gptq_group(Check("gptq_group_"), weight, codes, error, cholesky, scales, zero, max_code, cpu::gptq_group);
+}
+
+#ifdef NYBBLE_CUDA
+std::tuple<Tensor, Tensor> quantize_columns_cuda(const Tensor& x, const Tensor& scales, int64_t zero,
+                                                 int64_t max_code) {
+  const CudaScope scope(x);
+  return quantize_columns(Check("quantize_columns", true), x, scales, zero, max_code,
+                          [&](const auto& args) { return cuda::quantize_columns(args, scope.stream()); });
+}
+
+Tensor quantize_error_cuda(const Tensor& x, const Tensor& scales, const Tensor& factors, int64_t zero, int64_t max_code,
+                           double norm) {
+  const CudaScope scope(x);
+  return quantize_error(Check("quantize_error", true), x, scales, factors, zero, max_code, norm,
+                        [&](const auto& args) { return cuda::quantize_error(args, scope.stream()); });
+}
+
+void gptq_group_cuda(const Tensor& weight, const Tensor& codes, const Tensor& error, const Tensor& cholesky,
+                     const Tensor& scales, int64_t zero, int64_t max_code) {
+  const CudaScope scope(weight);
+  gptq_group(Check("gptq_group_", true), weight, codes, error, cholesky, scales, zero, max_code,
+             [&](const auto& args) { return cuda::gptq_group(args, scope.stream()); });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -22,11 +22,14 @@ struct AnnealArgs {
   uint64_t seed;
   int64_t* choice;  // [S], out: index within the slot
   int64_t* state;   // [S], scratch
-  int64_t S, L;
+  int64_t S, L, O;
 };
 
 namespace cpu {
 Status anneal_knapsack(const AnnealArgs&);
+}
+namespace cuda {
+Status anneal_knapsack(const AnnealArgs&, Stream);
 }
 
 }  // namespace nybble

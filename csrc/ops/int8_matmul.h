@@ -15,15 +15,18 @@ struct Int8MatmulArgs {
   const float* bias;     // [N], or nullptr
   void* y;               // [M, N], y_dtype, contiguous
   DType y_dtype;
-  int64_t M, N, K;    // K <= kInt8MaxK
-  int32_t* row_sums;  // [M], working memory
+  int64_t M, N, K;   // K <= kInt8MaxK
+  int32_t* scratch;  // [int8_matmul_scratch()], working memory
 };
 
+// int8_matmul_scratch: of arguments that are complete but for `scratch`.
 namespace cpu {
 Status int8_matmul(const Int8MatmulArgs&);
-}
+inline int64_t int8_matmul_scratch(const Int8MatmulArgs& a) { return a.M; }  // the sums of x's rows
+}  // namespace cpu
 namespace cuda {
 Status int8_matmul(const Int8MatmulArgs&, Stream);
-}
+int64_t int8_matmul_scratch(const Int8MatmulArgs&);
+}  // namespace cuda
 
 }  // namespace nybble

@@ -15,7 +15,7 @@ struct KvArgs {
   void* scales;  // [N, T / 32] float16
   const int64_t*
       runs;  // [n, 2]: the tokens begin ... end - 1 of N to work on; begin * T and end * T are multiples of 64
-  int64_t n, T;
+  int64_t n, T, N;
   int64_t bits;  // 4 or 8
 };
 

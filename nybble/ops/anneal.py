@@ -37,7 +37,8 @@ def anneal_knapsack(
         seed: any int64; the same seed gives the same answer.
 
     Returns int64 ``[S]``, the index of each choice within its slot: the best state visited within the budget, or, where
-    there was none, the last state. Raises ``RuntimeError`` naming what does not fit.
+    there was none, the last state. Raises ``RuntimeError`` naming what does not fit; on a GPU numbers that do not fit give
+    -1 everywhere. One proposal follows another, which a CPU does faster.
 
     >>> cost, loss = torch.tensor([10, 20, 30] * 2), torch.tensor([0.5, 0.1, 0.01] * 2).double()
     >>> cooling = 2.0 * 0.9 ** torch.arange(100).double()

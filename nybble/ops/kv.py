@@ -29,7 +29,8 @@ def kv_quantize_(codes: Tensor, scales: Tensor, x: Tensor, runs: Tensor, *, bits
             (any tokens where ``H * D`` is a multiple of 64). See :func:`~nybble.ops.paged_runs`.
         bits: 4 or 8.
 
-    All but ``runs`` contiguous. Raises ``RuntimeError`` naming what does not fit.
+    All but ``runs`` contiguous. Raises ``RuntimeError`` naming what does not fit; on a GPU the numbers in ``runs`` are not
+    looked at, and nothing outside the caches is touched.
 
     >>> x = torch.ones(1, 1, 2, 32, dtype=torch.float16)
     >>> codes, scales = torch.zeros(1, 1, 2, 32, dtype=torch.uint8), torch.zeros(1, 1, 2, 1, dtype=torch.float16)

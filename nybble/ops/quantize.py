@@ -99,7 +99,8 @@ def gptq_group_(
         zero: code of the number 0, 0 to ``max_code``.
         max_code: 1 to 255.
 
-    Raises ``RuntimeError`` naming what does not fit, also a diagonal of ``U`` that is not more than 0.
+    Raises ``RuntimeError`` naming what does not fit, also a diagonal of ``U`` that is not more than 0; on a GPU such a
+    diagonal gives errors that are not finite.
 
     >>> weight = torch.tensor([[0.3], [0.1]])
     >>> codes, error = torch.empty(1, 1, dtype=torch.uint8), torch.empty(1, 1)

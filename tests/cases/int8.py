@@ -94,6 +94,13 @@ def matmul_cases() -> Iterator[Case]:
         for M, N, K in ((1, 33, 70), (0, 8, 8), (5, 1, 1), (67, 66, 257), (3, 0, 4), (2, 5, 0), (4, 8, 1024)):  # fmt: skip
             yield _matmul(f"{dtype}-{M}x{N}x{K}", (M, K), N, dtype, biased=bool(M % 2))
     yield _matmul("batched", (2, 3, 40), 12, torch.float32, biased=True)
+    # Each way of a GPU: few rows, tiles of 64, 128 and 256 rows that share K or not, K and N off the tiles' grid.
+    for M, N, K in ((16, 40, 4112), (17, 130, 144), (33, 128, 8192), (100, 260, 1040), (128, 33, 4096),
+                    (260, 300, 272), (520, 66, 80)):  # fmt: skip
+        yield _matmul(f"tiles-{M}x{N}x{K}", (M, K), N, torch.float16, biased=bool(M % 2))
+    yield _misaligned()
+    for M in (3, 40, 300):
+        yield _expanded(M)
     # Beyond one panel of rows, and sums that only just fit int32.
     yield _matmul("many-rows", (300, 4096), 5, torch.float32, biased=False)
     K = (1 << 17) - 1
@@ -108,6 +115,24 @@ def matmul_cases() -> Iterator[Case]:
     exact = (x.double() @ w.double().t()) * scale.double()[:, None]
     args = (x, scale, w, torch.ones(9), None, torch.float32)
     yield Case("int8_matmul", "strided", args, exact, 2 * F32 * exact.abs())
+
+
+def _misaligned() -> Case:
+    """Rows that begin at odd addresses."""
+    x = torch.randint(-128, 128, (40 * 320 + 1,)).to(torch.int8)[1:].view(40, 320)
+    w = torch.randint(-128, 128, (20 * 320 + 3,)).to(torch.int8)[3:].view(20, 320)
+    exact = x.double() @ w.double().t()
+    args = (x, torch.ones(40), w, torch.ones(20), None, torch.float32)
+    return Case("int8_matmul", "misaligned", args, exact, F32 * exact.abs())
+
+
+def _expanded(M: int) -> Case:
+    """One row M times, with stride 0."""
+    x = torch.randint(-128, 128, (1, 512)).to(torch.int8).expand(M, 512)
+    w = torch.randint(-128, 128, (130, 512)).to(torch.int8)
+    exact = x.double() @ w.double().t()
+    args = (x, torch.ones(M), w, torch.ones(130), None, torch.float32)
+    return Case("int8_matmul", f"expanded-{M}", args, exact, F32 * exact.abs())
 
 
 def _matmul(

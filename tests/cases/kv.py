@@ -92,6 +92,8 @@ def kv_cases() -> Iterator[Case]:
         wild[0, 1, 0, 5] = 1900.0  # alone in its group; 32 times that is still a half number
         wild[0, 2] = 2.0**-24
         yield from kv_case(f"w{bits}-wild", wild.half(), [(0, 16)], bits)
+        odd = torch.randn(2 * 9 * 2 * 32 + 1).half()[1:].view(2, 9, 2, 32)
+        yield from kv_case(f"w{bits}-odd-address", odd, [(1, 3), (4, 17)], bits)
 
 
 def fp8_cases() -> Iterator[Case]:
@@ -102,6 +104,8 @@ def fp8_cases() -> Iterator[Case]:
         ("rows", finite[:5005].view(5, 7, 143)),
         ("swapped", finite[:5000].view(4, 1250).t()),
         ("empty", finite[:0].view(0, 3)),
+        ("part", finite[:9600].view(40, 240)[:, 16:120]),
+        ("odd-address", finite[3:4000]),
     ):
         codes = (x.contiguous().view(torch.int16).to(torch.int32) & 0xFFFF) >> 8
         yield Case("fp8_encode_", name, (torch.zeros_like(x, dtype=torch.uint8), x), codes.long())

@@ -154,7 +154,7 @@ void columns(const Int8MatmulArgs& a, int64_t m0, int64_t m1, int64_t n) {
     dots_of<Piece::kRows, C>(rows, a.x + m * a.x_stride, a.x_stride, w, a.K, sums);
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < C; ++c) {
-        const uint32_t extra = Piece::kBias ? uint32_t(Piece::kBias) * uint32_t(a.row_sums[m + r]) : 0;
+        const uint32_t extra = Piece::kBias ? uint32_t(Piece::kBias) * uint32_t(a.scratch[m + r]) : 0;
         const float sum = float(int32_t(sums[r][c] - extra)) * (a.x_scale[m + r] * a.w_scale[n + c]);
         from_float(a.bias ? sum + a.bias[n + c] : sum, y + (m + r) * a.N + n + c);
       }
@@ -166,7 +166,7 @@ void sum_rows(const Int8MatmulArgs& a) {
     for (int64_t m = begin; m < end; ++m) {
       int32_t sum = 0;
       for (int64_t k = 0; k < a.K; ++k) sum += a.x[m * a.x_stride + k];
-      a.row_sums[m] = sum;
+      a.scratch[m] = sum;
     }
   });
 }
