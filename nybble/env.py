@@ -88,6 +88,12 @@ TABLE: tuple[Variable, ...] = (
         choices=("32", "16", "8"),
     ),
     Variable(
+        "NYBBLE_BATCH_INVARIANT",
+        "flag",
+        "0",
+        "On a GPU, make a sequence's result the same to the bit whatever else is in its batch; somewhat slower.",
+    ),
+    Variable(
         "NYBBLE_TEST_DATA",
         "path",
         None,

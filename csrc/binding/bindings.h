@@ -50,6 +50,10 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
                        const std::optional<Tensor>& bias, ScalarType dtype);
 Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
                             const std::optional<Tensor>& slopes, double scale);
+Tensor paged_attention_cpu(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                           const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
+                           double scale, int64_t window, double softcap, bool batch_invariant);
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
                                                             const std::optional<Tensor>& allowed,
                                                             const std::optional<Tensor>& removable,
@@ -63,6 +67,10 @@ std::tuple<Tensor, Tensor> moe_route_cpu(const Tensor& logits, int64_t k, bool r
 #ifdef NYBBLE_CUDA
 Tensor rms_norm_cuda(const Tensor& x, const Tensor& weight, double eps, const std::optional<ScalarType>& dtype);
 void rms_norm_in_place_cuda(const Tensor& x, const Tensor& weight, double eps);
+Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& values,
+                            const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                            const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
+                            double scale, int64_t window, double softcap, bool batch_invariant);
 #endif
 
 }  // namespace nybble::binding

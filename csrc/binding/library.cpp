@@ -54,11 +54,13 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("layer_norm_int8", TORCH_BOX(&layer_norm_int8_cpu));
   m.impl("int8_matmul", TORCH_BOX(&int8_matmul_cpu));
   m.impl("decode_attention", TORCH_BOX(&decode_attention_cpu));
+  m.impl("paged_attention", TORCH_BOX(&paged_attention_cpu));
 }
 
 #ifdef NYBBLE_CUDA
 STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
   m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
+  m.impl("paged_attention", TORCH_BOX(&nybble::binding::paged_attention_cuda));
 }
 #endif
