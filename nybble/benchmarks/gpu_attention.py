@@ -44,7 +44,7 @@ def graph_us(calls: Sequence[Callable[[], object]]) -> float:
     with torch.cuda.graph(graph):
         for i in range(LAUNCHES):
             calls[i % len(calls)]()
-    times = []
+    times: list[float] = []
     for _ in range(REPLAYS + 2):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

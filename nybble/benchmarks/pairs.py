@@ -15,6 +15,7 @@ from nybble.ops.sample_steps import TopK, TopP
 
 # A model of about a billion parameters.
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, HELD, VOCABULARY = 2048, 32, 8, 64, 512, 32000
+PAGE = 256  # tokens
 
 Call = Callable[[], object]
 Pair = tuple[str, Call, Call]
@@ -96,6 +97,15 @@ def _attention(M: int) -> Iterator[Pair]:
         "decode_attention",
         lambda: ops.decode_attention(one, chunks, rows, held),
         _plainly("decode_attention", one, chunks, rows, held, None, HEAD_DIM**-0.5),
+    )
+    pages = -(-S // PAGE)
+    stored = [torch.randn(pages, PAGE, KV_HEADS, HEAD_DIM) for _ in range(2)]
+    table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
+    arguments = (q, *stored, None, None, table, lengths, None, HEAD_DIM**-0.5, 0, 0.0)
+    yield (
+        "paged_attention",
+        lambda: ops.paged_attention(q, *stored, table, lengths),
+        _plainly("paged_attention", *arguments),
     )
 
 

@@ -1,8 +1,8 @@
 // The partial results of a row to its answer: o = sum of 2^(m_i - m) values_i / sum of 2^(m_i - m) weight_i, m the
 // largest m_i; then rotated back if the values were stored rotated.
 //
-//   block    one row (b, t, h)
-//   warp w   partial results w, w + 4, ... in order; then the four sums meet in shared memory, in order
+//   block    one row (b, t, h); first each thread takes a part's m_i and weight, and all learn m
+//   warp w   values of parts w, w + warps, ... in order; then the warps' sums meet in shared memory, in order
 //   lane     channels 4 l ... 4 l + 3, then 128 further on
 #include "cuda/common/number.cuh"
 #include "cuda/common/reduce.cuh"
@@ -12,76 +12,73 @@
 namespace nybble::cuda::paged {
 namespace {
 
-constexpr int kWarps = 4;
-
-// The slots of sequence b: those of ranges first ... last, of which some may be empty.
+// The slots of sequence b, one after the other.
 struct Slots {
-  int first, last;
+  int64_t first;
+  int count;
 };
-__device__ Slots slots_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int& all) {
-  if (plan.invariant) {
-    all = count_of(a, plan, b);
-    return {0, kSegments - 1};
-  }
+__device__ Slots slots_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
+  if (a.batch_invariant) return {b * plan.ranges, min(plan.ranges, count_of(a, plan, b))};
   const Before tiles = tiles_before(a, plan, b);
-  all = tiles.all;
   const int count = count_of(a, plan, b);
-  if (count == 0) return {0, -1};
-  // The last range that begins at or before a tile holds it.
-  const auto range_of = [&](int64_t tile) { return static_cast<int>(((tile + 1) * plan.ranges - 1) / tiles.all); };
-  return {range_of(tiles.before), range_of(tiles.before + count - 1)};
+  if (count == 0) return {0, 0};
+  const Cuts cuts(tiles.all, plan.ranges);
+  const int first = cuts.range_of(tiles.before);
+  return {first + b, cuts.range_of(tiles.before + count - 1) - first + 1};
 }
 
-template <typename T>
+// Channels d ... d + 3 of a part, those past the last 0.
+__device__ float4 read_four(const float* values, int d, int D) {
+  if (D % 4 == 0) return *reinterpret_cast<const float4*>(values + d);
+  const auto one = [&](int i) { return d + i < D ? values[d + i] : 0.0f; };
+  return {one(0), one(1), one(2), one(3)};
+}
+
+template <typename Type, int kWarps>
 __global__ void __launch_bounds__(32 * kWarps)
     combine_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan, bool rotated) {
-  extern __shared__ float shared[];  // [kWarps][D], then the weights' sums
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, D = static_cast<int>(a.D);
-  const int64_t row = blockIdx.x, h = row % a.H, t = row / a.H % a.T, b = row / a.H / a.T, group = a.H / a.Hk;
-  const int64_t stored = h / group * plan.rows + t * group + h % group;
-  int all = 0;
+  extern __shared__ __align__(16) float shared[];  // [kWarps][D rounded up to 4] sums, [parts] of {m, weight}
+  constexpr int kThreads = 32 * kWarps;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, D = static_cast<int>(a.D), padded = (D + 3) / 4 * 4;
+  float2* parts = reinterpret_cast<float2*>(shared + kWarps * padded);
+  const unsigned row = blockIdx.x, H = static_cast<unsigned>(a.H), T = static_cast<unsigned>(a.T), group = plan.group;
+  const unsigned h = row % H, t = row / H % T, b = row / H / T;
+  const unsigned stored = h / group * plan.rows + t * group + h % group;
   // What only kernels before the last one wrote: see wait_for_previous().
-  const Slots slots = slots_of(a, plan, b, all);
+  const Slots slots = slots_of(a, plan, b);
+  const int count = slots.count;
   wait_for_previous();
   let_next_begin();
 
-  const int parts = plan.invariant ? kSegments : plan.ranges;
-  const auto full = [&](int i) { return i <= slots.last && cut(all, i + 1, parts) > cut(all, i, parts); };
-  const auto place = [&](int i) { return plan.invariant ? b * kSegments + i : i + b; };
   float largest = -INFINITY;
-  for (int i = slots.first + lane; i <= slots.last; i += 32)
-    if (full(i)) largest = fmaxf(largest, partial_state(a, plan, place(i), stored)->x);
-  largest = warp_reduce<Max>(largest);
-  const float base = largest == -INFINITY ? 0.0f : largest;
-
-  float* sums = shared + warp * D;
-  float weight = 0;
-  for (int d = 4 * lane; d < D; d += 128) {
-    float sum[4] = {};
-    weight = 0;
-#pragma unroll 4
-    for (int i = slots.first + warp; i <= slots.last; i += kWarps) {
-      if (!full(i)) continue;
-      const float2 state = *partial_state(a, plan, place(i), stored);
-      const float* values = partial_values(a, place(i), stored) + d;
-      const float factor = exp2_fast(state.x - base);
-      weight += factor * state.y;
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (d + e < D) sum[e] += factor * values[e];
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      if (d + e < D) sums[d + e] = sum[e];
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    parts[i] = *partial_state(a, plan, slots.first + i, stored);
+    largest = fmaxf(largest, parts[i].x);
   }
-  if (lane == 0) shared[kWarps * D + warp] = weight;
+  largest = block_reduce<Max, kThreads>(largest);
+  const float base = largest == -INFINITY ? 0.0f : largest;
+  float weight = 0;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    parts[i].x = exp2_fast(parts[i].x - base);
+    weight += parts[i].x * parts[i].y;
+  }
+  weight = block_reduce<Add, kThreads>(weight);
+
+  for (int d = 4 * lane; d < D; d += 128) {
+    float4 sum{};
+#pragma unroll 8
+    for (int i = warp; i < count; i += kWarps) {
+      const float factor = parts[i].x;
+      float4 v{};
+      if (factor != 0) v = read_four(partial_values(a, slots.first + i, stored), d, D);
+      sum.x += factor * v.x, sum.y += factor * v.y, sum.z += factor * v.z, sum.w += factor * v.w;
+    }
+    *reinterpret_cast<float4*>(shared + warp * padded + d) = sum;
+  }
   __syncthreads();
 
-  float whole = 0;
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) whole += shared[kWarps * D + w];
-  const float factor = whole == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * whole : whole);
-  T* out = static_cast<T*>(a.o) + row * a.D;
+  const float factor = weight == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * weight : weight);
+  Type* out = static_cast<Type*>(a.o) + row * a.D;
   for (int first = 64 * warp; first < D; first += 64 * kWarps) {
     float v[2] = {};
 #pragma unroll
@@ -89,25 +86,38 @@ __global__ void __launch_bounds__(32 * kWarps)
       const int d = first + 2 * lane + e;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w)
-        if (d < D) v[e] += shared[w * D + d];
+        if (d < D) v[e] += shared[w * padded + d];
       v[e] *= factor;
     }
     if (rotated) rotate(v);
 #pragma unroll
     for (int e = 0; e < 2; ++e)
-      if (first + 2 * lane + e < D) out[first + 2 * lane + e] = from_float<T>(v[e]);
+      if (first + 2 * lane + e < D) out[first + 2 * lane + e] = from_float<Type>(v[e]);
   }
+}
+
+template <typename Type, int kWarps>
+Status launch_combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stream stream) {
+  const auto kernel = combine_kernel<Type, kWarps>;
+  const int64_t bytes = (kWarps * ((a.D + 3) / 4 * 4) + 2 * plan.ranges) * static_cast<int64_t>(sizeof(float));
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return status(error);
+  return launch(kernel, dim3(static_cast<unsigned>(a.B * a.T * a.H)), dim3(32 * kWarps), bytes, stream, gpu().sm >= 90,
+                a, plan, rotated);
 }
 
 }  // namespace
 
 Status combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stream stream) {
-  const int64_t rows = a.B * a.T * a.H;
-  if (rows > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 query rows"};
+  if (a.B * a.T * a.H > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 query rows"};
+  // Parts of a sequence, if all are of one length.
+  const int64_t parts = a.batch_invariant ? plan.ranges : plan.ranges / a.B + 2;
   return with_type(a.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    return launch(combine_kernel<T>, dim3(static_cast<unsigned>(rows)), dim3(32 * kWarps),
-                  (kWarps * a.D + kWarps) * sizeof(float), stream, gpu().sm >= 90, a, plan, rotated);
+    using Type = typename decltype(type)::type;
+    return parts > 64   ? launch_combine<Type, 16>(a, plan, rotated, stream)
+           : parts > 16 ? launch_combine<Type, 4>(a, plan, rotated, stream)
+                        : launch_combine<Type, 1>(a, plan, rotated, stream);
   });
 }
 

@@ -1,4 +1,6 @@
 // Which kernel, how many warps, how many ranges; then the kernel and `combine`.
+#include <cstdlib>
+
 #include "cuda/paged_attention/plan.cuh"
 
 namespace nybble::cuda {
@@ -27,7 +29,8 @@ bool aligned(const PagedAttentionArgs& a, const KvPages& kv) {
 Kernel choose(const PagedAttentionArgs& a) {
   const KvKind k = a.keys.kind, v = a.values.kind;
   Kernel kernel{};
-  if (gpu().sm >= 80 && a.dtype != DType::f32 && aligned(a, a.keys) && aligned(a, a.values)) {
+  const bool pairs = reinterpret_cast<uintptr_t>(a.q) % 4 == 0 && (a.q_stride_b | a.q_stride_t | a.q_stride_h) % 2 == 0;
+  if (gpu().sm >= 80 && a.dtype != DType::f32 && pairs && aligned(a, a.keys) && aligned(a, a.values)) {
     if (k == KvKind::plain && v == k) kernel = a.dtype == DType::f16 ? half_kernel(a.D) : bfloat_kernel(a.D);
     if (k == KvKind::fp8 && v == k) kernel = fp8_kernel(a.D);
     if (k == KvKind::q8 && v == k) kernel = q8_kernel(a.D);
@@ -39,25 +42,38 @@ Kernel choose(const PagedAttentionArgs& a) {
   return kernel;
 }
 
+Reach reach_of(const PagedAttentionArgs& a, const KvPages& kv) {
+  const int64_t item = kv.kind == KvKind::plain ? 2 : 1, token = a.D < 32 ? 1 : a.D / 32;
+  const auto pieces = [](int64_t n, int64_t size) { return static_cast<unsigned>(n / size); };
+  return {pieces(kv.stride_page * item, 16), pieces(kv.stride_slot * item, 16), pieces(kv.stride_head * item, 16),
+          pieces(kv.scales_page, token),     pieces(kv.scales_slot, token),     pieces(kv.scales_head, token)};
+}
+
 // Independent of the pointers, but for the kernel's tile: scratch is sized with the smallest one.
-Plan plan_for(const PagedAttentionArgs& a, int tile, int warp_bytes) {
+Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   Plan plan{};
-  plan.tile = tile;
-  plan.rows = static_cast<int>(a.T * (a.H / a.Hk));
+  plan.tile_shift = kernel.tile_shift;
+  plan.group = static_cast<int>(a.H / a.Hk);
+  plan.rows = static_cast<int>(a.T) * plan.group;
+  plan.most = static_cast<int>(a.n * a.page);
   plan.blocks_of_head = (plan.rows + kRows - 1) / kRows;
   plan.heads = static_cast<int>(a.Hk) * plan.blocks_of_head;
-  plan.invariant = a.batch_invariant;
-  plan.warps = 8;
-  while (plan.warps > 1 && plan.warps * warp_bytes > gpu().shared_memory) plan.warps /= 2;
-  if (plan.invariant) {
-    plan.ranges = static_cast<int>(a.B * kSegments);
-    plan.slots = plan.ranges;
+  plan.page_shift = -1;
+  for (int shift = 0; shift < 31; ++shift)
+    if (a.page == int64_t{1} << shift) plan.page_shift = shift;
+  plan.keys = reach_of(a, a.keys);
+  plan.values = reach_of(a, a.values);
+  const int fit = gpu().shared_memory / kernel.warp_bytes;
+  plan.warps = fit >= kernel.warps ? kernel.warps : fit >= 4 ? fit / 4 * 4 : fit;
+  if (a.batch_invariant) {
+    plan.ranges = kSegments;
+    plan.slots = a.B * kSegments;
     return plan;
   }
   // As many workers as run at once. Where heads do not divide them well, several rounds of them.
   const int64_t workers = static_cast<int64_t>(gpu().processors) * plan.warps;
   const int64_t rounds = workers >= 8 * plan.heads ? 1 : 4;
-  const int64_t tiles = a.B * ((a.n * a.page + tile - 1) / tile), ranges = rounds * workers / plan.heads;
+  const int64_t tiles = a.B * ((a.n * a.page >> plan.tile_shift) + 1), ranges = rounds * workers / plan.heads;
   plan.ranges = static_cast<int>(ranges < 1 ? 1 : ranges < tiles ? ranges : tiles);
   plan.slots = plan.ranges + a.B;
   return plan;
@@ -68,7 +84,7 @@ Plan plan_for(const PagedAttentionArgs& a, int tile, int warp_bytes) {
 int64_t paged_attention_scratch_bytes(const PagedAttentionArgs& a) {
   if (a.B * a.T * a.H * a.D == 0 || a.n * a.page == 0) return 0;
   const Kernel kernel = choose(a);
-  const Plan plan = plan_for(a, kernel.tile, kernel.warp_bytes);
+  const Plan plan = plan_for(a, kernel);
   return plan.slots * a.H * a.T * (a.D + 2) * static_cast<int64_t>(sizeof(float)) + 16;
 }
 
@@ -79,7 +95,13 @@ Status paged_attention(const PagedAttentionArgs& a, Stream stream) {
   if (a.n * a.page > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 tokens of a sequence"};
   const Kernel kernel = choose(a);
   if (kernel.launch == nullptr) return {"paged_attention: heads of more than 512 channels"};
-  const Plan plan = plan_for(a, kernel.tile, kernel.warp_bytes);
+  const Plan plan = plan_for(a, kernel);
+#ifdef ATTN_DEV
+  const char* dev = getenv("ATTN_SKIP");
+  const int skip = dev ? atoi(dev) : 0;
+  if (skip == 2) return combine(a, plan, is_code(a.values.kind) && kernel.launch != plain_kernel(a).launch, stream);
+  if (skip == 1) return kernel.launch(a, plan, stream);
+#endif
   const Status started = kernel.launch(a, plan, stream);
   if (!started.ok()) return started;
   // The plain kernel undoes the rotation of each value itself.

@@ -12,7 +12,7 @@
 namespace nybble::cuda::paged {
 namespace {
 
-constexpr int kTile = 16;
+constexpr int kTileShift = 4, kTile = 1 << kTileShift;
 
 // One head of one token as floats, the rotation undone; NaN where the page does not exist. The whole warp calls it.
 template <typename T>
@@ -65,15 +65,15 @@ __global__ void __launch_bounds__(256, 1)
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
   wait_for_previous();
   let_next_begin();
-  if (range >= plan.ranges) return;
+  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) return;
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
-  const int group = static_cast<int>(a.H / a.Hk), rows = min(kRows, plan.rows - first_row);
+  const int group = plan.group, rows = min(kRows, plan.rows - first_row);
   float* queries = shared + warp * (kRows + 2) * D;
   float *key = queries + kRows * D, *value = key + D;
 
   Work work = work_of(a, plan, range);
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
-    const int length = length_of(a, work.b);
+    const int length = length_of(a, plan, work.b);
     const Tiles tiles = tiles_of(a, plan, length);
     const int begin = tiles.first + work.tile, end = min(tiles.last, begin + left);
     if (begin >= end) continue;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
 
-    const int64_t slot = slot_of(plan, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
+    const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows) continue;
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(256, 1)
 
 template <typename T, int kLane>
 Status launch_plain(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
-  const int64_t blocks = (static_cast<int64_t>(plan.heads) * plan.ranges + plan.warps - 1) / plan.warps;
+  const int64_t blocks = (workers_of(a, plan) + plan.warps - 1) / plan.warps;
   if (blocks > 0x7fffffff) return {"paged_attention: too many sequences and heads"};
   const auto kernel = plain_kernel<T, kLane>;
   const int bytes = static_cast<int>(plan.warps * (kRows + 2) * a.D * sizeof(float));
@@ -160,7 +160,7 @@ Kernel plain_kernel(const PagedAttentionArgs& a) {
   const Launch launch = a.dtype == DType::f32   ? sized<float>(a.D)
                         : a.dtype == DType::f16 ? sized<__half>(a.D)
                                                 : sized<__nv_bfloat16>(a.D);
-  return {launch, kTile, static_cast<int>((kRows + 2) * a.D * sizeof(float))};
+  return {launch, kTileShift, static_cast<int>((kRows + 2) * a.D * sizeof(float)), 8};
 }
 
 }  // namespace nybble::cuda::paged

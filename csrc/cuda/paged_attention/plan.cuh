@@ -17,44 +17,64 @@ namespace nybble::cuda::paged {
 constexpr int kRows = 8;       // query rows of a worker: the columns of an 8-column matrix product
 constexpr int kSegments = 64;  // ranges of a sequence, batch invariant
 
+// Distances in a cache, small enough for 32 bits: data in 16 bytes, scales in those of one token and head.
+struct Reach {
+  unsigned page, slot, head, scales_page, scales_slot, scales_head;
+};
+
 struct Plan {
-  int tile;            // tokens
-  int ranges;          // in all
+  int tile_shift;      // tokens of a tile: 1 << tile_shift
+  int ranges;          // in all; batch invariant: of a sequence
   int heads;           // virtual heads
   int blocks_of_head;  // virtual heads of a KV head
-  int rows;            // query rows of a KV head: T * H / Hk
+  int group;           // query heads of a KV head
+  int rows;            // query rows of a KV head: T * group
+  int most;            // tokens of a sequence at most
   int warps;           // of a thread block
   int64_t slots;       // partial results of one row
-  bool invariant;
+  int page_shift;      // of a power of two; -1: of another size
+  Reach keys, values;
 };
 
-struct Tiles {
-  int first, last;
-};
+// The page that holds a token, counted along its sequence.
+__device__ inline int page_of(const PagedAttentionArgs& a, const Plan& plan, int token) {
+  return plan.page_shift >= 0 ? token >> plan.page_shift : token / static_cast<int>(a.page);
+}
 
-__device__ inline int length_of(const PagedAttentionArgs& a, int64_t b) {
-  const int64_t most = a.n * a.page, length = a.lengths[b];
-  return static_cast<int>(length < 0 ? 0 : length > most ? most : length);
+__device__ inline int length_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
+  const int64_t length = a.lengths[b];
+  return length < 0 ? 0 : length > plan.most ? plan.most : static_cast<int>(length);
 }
 
 // The first token that any query of a sequence sees.
 __device__ inline int first_seen(const PagedAttentionArgs& a, int length) {
-  const int64_t first = a.window > 0 ? length - a.T - a.window + 1 : 0;
+  if (a.window == 0) return 0;
+  const int64_t first = length - a.T - a.window + 1;
   return first > 0 ? static_cast<int>(first) : 0;
 }
 
+struct Tiles {
+  int first, last;
+};
 __device__ inline Tiles tiles_of(const PagedAttentionArgs& a, const Plan& plan, int length) {
-  return {first_seen(a, length) / plan.tile, (length + plan.tile - 1) / plan.tile};
+  return {first_seen(a, length) >> plan.tile_shift, (length + (1 << plan.tile_shift) - 1) >> plan.tile_shift};
 }
 
 __device__ inline int count_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
-  const Tiles tiles = tiles_of(a, plan, length_of(a, b));
+  const Tiles tiles = tiles_of(a, plan, length_of(a, plan, b));
   return tiles.last - tiles.first;
 }
 
-__device__ inline int cut(int total, int part, int parts) {
-  return static_cast<int>(static_cast<int64_t>(total) * part / parts);
-}
+// So many tiles cut into ranges: the first `larger` of them have size + 1 tiles, the others size.
+struct Cuts {
+  int size, larger;
+  __device__ Cuts(int tiles, int ranges) : size(tiles / ranges), larger(tiles - size * ranges) {}
+  __device__ int begin(int range) const { return range * size + min(range, larger); }
+  __device__ int range_of(int tile) const {
+    const int edge = larger * (size + 1);
+    return tile < edge ? tile / (size + 1) : larger + (tile - edge) / size;
+  }
+};
 
 // Tiles of sequences 0 ... b - 1, and of all. The whole warp calls it.
 struct Before {
@@ -67,6 +87,7 @@ __device__ inline Before tiles_before(const PagedAttentionArgs& a, const Plan& p
     all += count;
     if (i < b) before += count;
   }
+#pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     before += __shfl_xor_sync(0xffffffffu, before, offset);
     all += __shfl_xor_sync(0xffffffffu, all, offset);
@@ -80,18 +101,20 @@ struct Work {
   int tile, count;
 };
 __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, int range) {
-  if (plan.invariant) {
-    const int64_t b = range / kSegments;
-    const int part = range % kSegments, all = count_of(a, plan, b), begin = cut(all, part, kSegments);
-    return {b, begin, cut(all, part + 1, kSegments) - begin};
+  if (a.batch_invariant) {
+    const int64_t b = range / plan.ranges;
+    const int part = range % plan.ranges;
+    const Cuts cuts(count_of(a, plan, b), plan.ranges);
+    return {b, cuts.begin(part), cuts.begin(part + 1) - cuts.begin(part)};
   }
-  const int all = tiles_before(a, plan, 0).all, begin = cut(all, range, plan.ranges);
-  const int count = cut(all, range + 1, plan.ranges) - begin, lane = threadIdx.x % 32;
-  if (count == 0) return {0, 0, 0};
+  const Cuts cuts(tiles_before(a, plan, 0).all, plan.ranges);
+  const int begin = cuts.begin(range), count = cuts.begin(range + 1) - begin, lane = threadIdx.x % 32;
+  if (count == 0 || a.B == 1) return {0, begin, count};
   int passed = 0;
-  for (int64_t b = 0;; b += 32) {  // a sequence with tile `begin` exists, since begin < all
+  for (int64_t b = 0;; b += 32) {  // a sequence with tile `begin` exists, since begin is below their sum
     const int mine = b + lane < a.B ? count_of(a, plan, b + lane) : 0;
     int upto = mine;  // and those before it in this group of 32
+#pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
       const int other = __shfl_up_sync(0xffffffffu, upto, offset);
       if (lane >= offset) upto += other;
@@ -105,7 +128,10 @@ __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, in
   }
 }
 
-__device__ inline int64_t slot_of(const Plan& plan, int range, int64_t b) { return plan.invariant ? range : range + b; }
+// A worker's partial result of a sequence.
+__device__ inline int64_t slot_of(const PagedAttentionArgs& a, int range, int64_t b) {
+  return a.batch_invariant ? range : range + b;
+}
 
 // Scratch: first D floats a slot and row, then the largest score and the sum of weights of each.
 __device__ inline float* partial_values(const PagedAttentionArgs& a, int64_t slot, int64_t row) {
@@ -117,13 +143,18 @@ __device__ inline float2* partial_state(const PagedAttentionArgs& a, const Plan&
          slot * a.H * a.T + row;
 }
 
+inline int64_t workers_of(const PagedAttentionArgs& a, const Plan& plan) {
+  return static_cast<int64_t>(plan.heads) * plan.ranges * (a.batch_invariant ? a.B : 1);
+}
+
 // The kernel of one storage, launched; `nullptr` for what a device or a shape has none for.
 using Launch = Status (*)(const PagedAttentionArgs&, const Plan&, Stream);
 
 struct Kernel {
   Launch launch;
-  int tile;        // tokens
+  int tile_shift;  // tokens: 1 << tile_shift
   int warp_bytes;  // shared memory of a warp
+  int warps;       // of a block at most
 };
 
 Kernel half_kernel(int64_t D);

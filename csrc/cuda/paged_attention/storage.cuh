@@ -30,8 +30,12 @@ struct Plain {
     for (int i = 0; i < 4; ++i) a[0][i] = r[i];
   }
   __device__ static void values(const unsigned (&r)[4], unsigned (&a)[1][4]) { keys(r, a); }
-  // The channel behind element e of B register j of product k of the keys, in lane t.
-  __device__ static int channel_of_key(int k, int j, int t, int e) { return 16 * k + 8 * j + 2 * t + e; }
+  // q as the other operand of kProducts / 2 products beside each other (of one, here): from one row of it in shared
+  // memory, 2 * kUnit channels on from `q`, what lane t needs.
+  __device__ static void queries(const unsigned* q, int t, unsigned (&b)[1][2]) {
+    b[0][0] = q[t];
+    b[0][1] = q[t + 4];
+  }
   // The channel behind row g + 8 high of product k of the values.
   __device__ static int channel_of_value(int k, int g, int high) { return 16 * k + 8 * high + g; }
 };
@@ -58,7 +62,14 @@ struct Bytes {
       a[i % 2][i / 2 * 2 + 1] = Decoded::template pair<1>(r[i]);
     }
   }
-  __device__ static int channel_of_key(int k, int j, int t, int e) { return 16 * k + 4 * t + j + 2 * e; }
+  __device__ static void queries(const unsigned* q, int t, unsigned (&b)[2][2]) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const uint2 v = *reinterpret_cast<const uint2*>(q + 8 * k + 2 * t);  // channels 4t ... 4t + 3
+      b[k][0] = __byte_perm(v.x, v.y, 0x5410);
+      b[k][1] = __byte_perm(v.x, v.y, 0x7632);
+    }
+  }
   __device__ static int channel_of_value(int k, int g, int high) { return 16 * k + 2 * g + high; }
 };
 
@@ -70,17 +81,18 @@ struct Fp8 : Bytes<Fp8> {
   }
 };
 
-__device__ inline unsigned minus(unsigned a, unsigned b) {
-  const __half2 v = __hsub2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
-  return reinterpret_cast<const unsigned&>(v);
-}
+// Codes become halves by masking alone: a half whose upper bits are 0 is its lower bits times 2^-24, and the tensor
+// cores take such subnormal numbers exactly. What is left undone is done to sums instead of elements: 2^24 (kCodeUnit)
+// times the sum, and the codes' zero point, 2^-24 kZero, is taken off through one more product with a constant first
+// operand, `zeros`. kHigh: operand registers made of high bits are that many times too large.
+constexpr float kCodeUnit = 16777216.0f;
 
-// Halves 0x6400 | n are 1024 + n for n below 1024: a code becomes a number by setting bits, and exactly.
 struct Codes8 : Bytes<Codes8> {
   static constexpr bool kScaled = true;
+  static constexpr int kZero = 128, kHigh = 1;
   template <int high>
   __device__ static unsigned pair(unsigned x) {
-    return minus(__byte_perm(x, 0x64646464u, high ? 0x4341 : 0x4240), 0x64806480u);  // 1024 + 128
+    return high ? __byte_perm(x, 0, 0x4341) : x & 0x00ff00ffu;
   }
 };
 
@@ -90,17 +102,14 @@ struct Codes4 {
   static constexpr bool kScaled = true;
   static constexpr bool kNative = false;
   static constexpr int kProducts = 4;
+  static constexpr int kZero = 8, kHigh = 16;
 
-  // Nibbles (0, 4), (1, 5), (2, 6), (3, 7) of x, less 8.
+  // Nibbles (0, 4), (1, 5), (2, 6), (3, 7) of x; of the second and the fourth the upper ones of a byte.
   __device__ static void split(unsigned x, unsigned (&h)[4]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i, x >>= 8) {
-      h[2 * i] = minus((x & 0x000f000fu) | 0x64006400u, 0x64086408u);
-      const unsigned high = (x & 0x00f000f0u) | 0x64006400u;  // 1024 + 16 code
-      const __half2 v =
-          __hfma2(reinterpret_cast<const __half2&>(high), __float2half2_rn(1.0f / 16), __float2half2_rn(-72.0f));
-      h[2 * i + 1] = reinterpret_cast<const unsigned&>(v);
-    }
+    h[0] = x & 0x000f000fu;
+    h[1] = x & 0x00f000f0u;
+    h[2] = x >> 8 & 0x000f000fu;
+    h[3] = x >> 8 & 0x00f000f0u;
   }
   __device__ static void keys(const unsigned (&r)[4], unsigned (&a)[4][4]) {
 #pragma unroll
@@ -120,11 +129,34 @@ struct Codes4 {
       for (int n = 0; n < 4; ++n) a[i % 2 * 2 + n / 2][i / 2 * 2 + n % 2] = h[n];
     }
   }
-  __device__ static int channel_of_key(int k, int j, int t, int e) {
-    return 32 * (k / 2) + 8 * t + 2 * (k % 2) + j + 4 * e;
+  __device__ static void queries(const unsigned* q, int t, unsigned (&b)[4][2]) {
+#pragma unroll
+    for (int unit = 0; unit < 2; ++unit) {
+      const uint4 v = *reinterpret_cast<const uint4*>(q + 16 * unit + 4 * t);  // channels 8t ... 8t + 7
+      b[2 * unit][0] = __byte_perm(v.x, v.z, 0x5410);
+      b[2 * unit][1] = sixteenth(__byte_perm(v.x, v.z, 0x7632));
+      b[2 * unit + 1][0] = __byte_perm(v.y, v.w, 0x5410);
+      b[2 * unit + 1][1] = sixteenth(__byte_perm(v.y, v.w, 0x7632));
+    }
+  }
+  __device__ static unsigned sixteenth(unsigned a) {
+    const __half2 v = __hmul2(reinterpret_cast<const __half2&>(a), __float2half2_rn(1.0f / kHigh));
+    return reinterpret_cast<const unsigned&>(v);
   }
   __device__ static int channel_of_value(int k, int g, int high) { return 32 * (k / 2) + 4 * g + 2 * (k % 2) + high; }
 };
+
+// The first operand whose every number is the negative zero point. Registers 2 and 3 of keys hold high bits, of values
+// registers 1 and 3.
+template <typename Storage>
+__device__ inline void zero_points(bool keys, unsigned (&a)[4]) {
+  constexpr unsigned low = 0x80008000u | Storage::kZero * 0x10001u;
+  constexpr unsigned high = 0x80008000u | Storage::kZero * Storage::kHigh * 0x10001u;
+  a[0] = low;
+  a[1] = keys ? low : high;
+  a[2] = keys ? high : low;
+  a[3] = high;
+}
 
 // One of keys and values in shared memory: kTokens rows of units, then their scales.
 template <typename Storage, int D, int kTokens>

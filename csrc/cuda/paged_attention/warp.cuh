@@ -23,192 +23,311 @@ namespace nybble::cuda::paged {
 template <typename KeyStorage, typename ValueStorage, int kD>
 struct Shape {
   static constexpr int D = kD;
-  static constexpr int kTokens = D / KeyStorage::kUnit > 8 ? 16 : 32;  // 32 where a row is up to 128 bytes
+  static constexpr bool kBytes = KeyStorage::kUnit > 8;
+#ifndef ATTN_WARPS
+#define ATTN_WARPS 8
+#define ATTN_KT 32
+#endif
+  static constexpr int kWarps = kBytes && D <= 128 ? ATTN_WARPS : 8;
+  static constexpr int kTokens = D / KeyStorage::kUnit > 8 || D > 128 ? 16 : kBytes ? ATTN_KT : 32;
   using Keys = Tile<KeyStorage, D, kTokens>;
   using Values = Tile<ValueStorage, D, kTokens>;
   static constexpr int kStage = Keys::kBytes + Values::kBytes;
-  static constexpr int kWanted = 26624 / kStage;  // 8 warps then fill the 227 KB of an SM
-  static constexpr int kStages = kWanted < 3 ? 3 : kWanted > 5 ? 5 : kWanted;
   static constexpr int kQuery = kRows * D * 2;
+  static constexpr int kWanted = (232448 / kWarps - kQuery) / kStage;
+  static constexpr int kStages = kWanted < 3 ? 3 : kWanted > 5 ? 5 : kWanted;
   static constexpr int kWarpBytes = kStages * kStage + kQuery;
 };
 
 constexpr float kLog2 = 1.44269504f;  // of e: exponents are to base 2
 
-// 16 bytes that are NaN in every storage: what a page that does not exist holds.
-__device__ const uint4 kNoPage = {~0u, ~0u, ~0u, ~0u};
+// NaN if a page of tokens [begin, end) of sequence b does not exist, else 0. The whole warp calls it.
+__device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int begin, int end) {
+  if (a.block_table == nullptr) return 0.0f;
+  const int last = page_of(a, plan, end - 1);
+  bool missing = false;
+#pragma unroll 1
+  for (int i = page_of(a, plan, begin) + static_cast<int>(threadIdx.x % 32); i <= last; i += 32)
+    missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
+  return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
+}
+
+// Where a lane finds its pieces of keys or of values, and where they go in a stage. A tile's units are dealt out to the
+// lanes in turn: neighbours read neighbours.
+template <typename Tile, int kTokens>
+class Source {
+ public:
+  __device__ Source(const KvPages& kv, const Reach& reach, int head) {
+    const int lane = threadIdx.x % 32;
+    data_ =
+        static_cast<const char*>(kv.data) + (static_cast<uint64_t>(head) * reach.head + kSteady * (lane % kUnits)) * 16;
+    scales_ = static_cast<const char*>(kv.scales) + static_cast<uint64_t>(head) * reach.scales_head * Tile::kScaleBytes;
+  }
+
+  // `page`, `slot`: of the token that this lane stands for; not `there`: zeros.
+  __device__ void copy(const Reach& reach, int page, int slot, bool there, unsigned to) const {
+    constexpr unsigned kAbsent = ~0u;
+    constexpr int kPieces = kTokens * kUnits / 32;  // of a lane
+    static_assert(kTokens * kUnits % 32 == 0, "every lane copies alike");
+    const int lane = threadIdx.x % 32;
+    const unsigned mine = there ? page * reach.page + slot * reach.slot : kAbsent;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int piece = i * 32 + lane, token = piece / kUnits, unit = piece % kUnits;
+      const unsigned from = __shfl_sync(0xffffffffu, mine, token);
+      copy_async<16>(to + Tile::place(token, unit), data_ + (from + (kSteady ? 0ull : unit)) * 16ull, from != kAbsent);
+    }
+    if constexpr (Tile::kScaleBytes > 0) {
+      const unsigned from = page * reach.scales_page + slot * reach.scales_slot;
+      if (lane < kTokens)
+        copy_async<Tile::kScaleBytes>(to + Tile::scales() + lane * Tile::kScaleBytes,
+                                      scales_ + static_cast<uint64_t>(from) * Tile::kScaleBytes, there);
+    }
+  }
+
+ private:
+  static constexpr int kUnits = Tile::kUnits;
+  static constexpr bool kSteady = 32 % kUnits == 0;  // a lane's pieces are the same unit of different tokens
+  const char *data_, *scales_;
+};
 
 // Fills stages with tiles, one after the other, across sequences.
 template <typename S>
 class Loader {
  public:
   __device__ Loader(const PagedAttentionArgs& a, const Plan& plan, const Work& work, int head, unsigned ring)
-      : a_(a), plan_(plan), ring_(ring), head_(head), b_(work.b), left_(work.count) {
+      : a_(a),
+        plan_(plan),
+        keys_(a.keys, plan.keys, head),
+        values_(a.values, plan.values, head),
+        ring_(ring),
+        b_(work.b),
+        left_(work.count) {
     if (left_ > 0) {
       enter();
       tile_ += work.tile;
-      find_pages();
+      find_page();
     }
   }
 
   // Starts the next tile's copies, or nothing when there is none; closes the group either way.
   __device__ void next() {
     if (left_ > 0) {
-      copy_tile();
+      const bool there = there_ && static_cast<unsigned>(page_) < static_cast<unsigned>(a_.P);
+      const unsigned to = ring_ + stage_ * S::kStage;
+      keys_.copy(plan_.keys, page_, slot_, there, to);
+      values_.copy(plan_.values, page_, slot_, there, to + S::Keys::kBytes);
+      stage_ = stage_ + 1 == S::kStages ? 0 : stage_ + 1;
       ++tile_;
       if (--left_ > 0) {
         while (tile_ == end_) {
           ++b_;
           enter();
         }
-        find_pages();
+        find_page();
       }
-      stage_ = stage_ + 1 == S::kStages ? 0 : stage_ + 1;
     }
     commit_copies();
   }
 
  private:
   __device__ void enter() {
-    length_ = length_of(a_, b_);
+    length_ = length_of(a_, plan_, b_);
+    seen_ = first_seen(a_, length_);
     const Tiles tiles = tiles_of(a_, plan_, length_);
     tile_ = tiles.first;
     end_ = tiles.last;
+    pages_ = a_.block_table + b_ * a_.block_table_stride;
   }
 
   // A lane looks up the page of one token, a tile before it is needed.
-  __device__ void find_pages() {
-    const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane, size = static_cast<int>(a_.page);
-    there_ = lane < S::kTokens && token < length_ && token >= first_seen(a_, length_);
-    page_ = 0;
+  __device__ void find_page() {
+    const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
+    there_ = lane < S::kTokens && token < length_ && token >= seen_;
+    page_ = static_cast<int>(b_);
     slot_ = token;
-    if (a_.block_table == nullptr) {
-      page_ = static_cast<int>(b_);
-    } else if (there_) {
-      page_ = a_.block_table[b_ * a_.block_table_stride + token / size];
-      slot_ = token % size;
-    }
-  }
-
-  __device__ void copy_tile() {
-    const unsigned to = ring_ + stage_ * S::kStage;
-    const bool real = page_ >= 0 && page_ < a_.P;
-    copy<typename S::Keys>(a_.keys, to, real);
-    copy<typename S::Values>(a_.values, to + S::Keys::kBytes, real);
-  }
-
-  template <typename Tile>
-  __device__ void copy(const KvPages& kv, unsigned to, bool real) const {
-    constexpr unsigned kAbsent = ~0u, kNan = ~0u - 1;  // places of a token that is not there, or whose page is not
-    constexpr int kPieces = S::kTokens * Tile::kUnits;
-    static_assert(kPieces % 32 == 0, "every lane copies alike");
-    const int lane = threadIdx.x % 32;
-    // In units of 16 bytes, so that 32 bits reach through 64 GB.
-    const int shift = kv.kind == KvKind::plain ? 1 : 0;
-    const int64_t first = page_ * kv.stride_page + slot_ * kv.stride_slot + head_ * kv.stride_head;
-    const unsigned mine = !there_ ? kAbsent : !real ? kNan : static_cast<unsigned>((first << shift) / 16);
-    const char* data = static_cast<const char*>(kv.data);
-#pragma unroll
-    for (int i = 0; i < kPieces / 32; ++i) {
-      const int piece = i * 32 + lane, token = piece / Tile::kUnits, unit = piece % Tile::kUnits;
-      const unsigned at = __shfl_sync(0xffffffffu, mine, token);
-      const void* from =
-          at == kNan ? static_cast<const void*>(&kNoPage) : data + (static_cast<int64_t>(at) + unit) * 16;
-      copy_async<16>(to + Tile::place(token, unit), from, at != kAbsent);
-    }
-    if constexpr (Tile::kScaleBytes > 0) {
-      const __half* scales = static_cast<const __half*>(kv.scales) + page_ * kv.scales_page + slot_ * kv.scales_slot +
-                             head_ * kv.scales_head;
-      const void* from = real ? static_cast<const void*>(scales) : &kNoPage;
-      if (lane < S::kTokens)
-        copy_async<Tile::kScaleBytes>(to + Tile::scales() + lane * Tile::kScaleBytes, from, there_);
-    }
+    if (a_.block_table == nullptr) return;
+    const int i = page_of(a_, plan_, token);
+    if (there_) page_ = pages_[i];
+    slot_ = token - i * static_cast<int>(a_.page);
   }
 
   const PagedAttentionArgs& a_;
   const Plan& plan_;
-  unsigned ring_;
-  int head_;
+  const Source<typename S::Keys, S::kTokens> keys_;
+  const Source<typename S::Values, S::kTokens> values_;
+  const unsigned ring_;
+  const int32_t* pages_ = nullptr;
   int64_t b_;
-  int left_, stage_ = 0, length_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
+  int left_, stage_ = 0, length_ = 0, seen_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
   bool there_ = false;
+};
+
+// Rows first ... first + 7 of KV head `head` as they lie in memory, rows past the last as zeros. A lane has channels 2l
+// and 2l + 1 of each group of 64. Loaded on their own, so that all of it is on its way at once.
+template <int D>
+struct RawQueries {
+  static constexpr int kGroups = (D + 63) / 64;
+  unsigned bits[kRows][kGroups];
+
+  __device__ RawQueries(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
+    const int lane = threadIdx.x % 32;
+    int step = first / plan.group, inside = first - step * plan.group;
+    const char* q = static_cast<const char*>(a.q) +
+                    2 * (b * a.q_stride_b + step * a.q_stride_t + (head * plan.group + inside) * a.q_stride_h);
+    const auto take = [&](int r) {
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i)
+        bits[r][i] = first + r < plan.rows && (D % 64 == 0 || 64 * i + 2 * lane < D)
+                         ? *reinterpret_cast<const unsigned*>(q + 128 * i + 4 * lane)
+                         : 0u;
+      q += 2 * a.q_stride_h;
+      if (++inside == plan.group) inside = 0, q += 2 * (a.q_stride_t - plan.group * a.q_stride_h);
+    };
+#pragma unroll
+    for (int r = 0; r < kRows / 2; ++r) take(r);
+#pragma unroll
+    for (int r = kRows / 2; r < kRows; ++r)
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) bits[r][i] = 0u;
+    if (plan.rows - first > kRows / 2) {
+#pragma unroll
+      for (int r = kRows / 2; r < kRows; ++r) take(r);
+    }
+  }
 };
 
 // Eight query rows as the second operand of K q^T, and what each lane knows of its two rows 2t, 2t + 1.
 template <typename KeyStorage, int D>
 struct Queries {
+  static constexpr int kGroups = RawQueries<D>::kGroups;
   unsigned operand[D / 16][2];
-  float factor[2];  // of a score, to base 2
-  float cap[2];     // softcap of a score: factor of what goes into tanh
-  float slope[2];   // to base 2
-  int place[2];     // position of the query
+  float zero[KeyStorage::kScaled ? D / 32 : 1][4];  // what every 32 channels of a score begin with
+  float factor[2];                                  // of a score, to base 2
+  float cap[2];                                     // softcap of a score: factor of what goes into tanh
+  float slope[2];                                   // to base 2
+  int place[2];                                     // position of the query
 
-  // Rows first ... first + 7 of KV head `head`; rows past the last are zeros. `room`: shared memory of this warp.
-  __device__ void load(const PagedAttentionArgs& a, int rows, int64_t b, int head, int first, int length, char* room) {
+  // `room`: shared memory of this warp.
+  __device__ void load(const RawQueries<D>& raw, const PagedAttentionArgs& a, const Plan& plan, int head, int first,
+                       int length, char* room) {
     using T = typename KeyStorage::T;
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, group = static_cast<int>(a.H / a.Hk);
-    T* shared = reinterpret_cast<T*>(room);
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    unsigned* bits = reinterpret_cast<unsigned*>(room);  // pairs, first as they lie in memory, then of T
     __syncwarp();
-    for (int r = 0; r < kRows; ++r) {
-      const int row = first + r, h = head * group + row % group, step = row / group;
-      float v[(D + 63) / 64][2], back = 1.0f;
-      const int64_t base = b * a.q_stride_b + step * a.q_stride_t + h * a.q_stride_h;
 #pragma unroll
-      for (int i = 0; i < (D + 63) / 64; ++i)
+    for (int r = 0; r < kRows; ++r)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int d = 64 * i + 2 * lane + e;
-          v[i][e] = row < rows && d < D ? element(a, base + d) : 0.0f;
+      for (int i = 0; i < kGroups; ++i)
+        if (D % 64 == 0 || 64 * i + 2 * lane < D) bits[r * (D / 2) + 32 * i + lane] = raw.bits[r][i];
+    float back[2] = {1.0f, 1.0f};
+    if constexpr (!KeyStorage::kNative) {
+#pragma unroll 1
+      for (int r0 = 0; r0 < kRows && first + r0 < plan.rows; r0 += 4) {
+#pragma unroll
+        for (int r = r0; r < r0 + 4; ++r) {
+          const float one = prepare_row(a.dtype, bits + r * (D / 2));
+          if (r == 2 * t) back[0] = one;
+          if (r == 2 * t + 1) back[1] = one;
         }
-      if constexpr (KeyStorage::kScaled) {
-#pragma unroll
-        for (int i = 0; i < D / 64; ++i) rotate(v[i]);
       }
-      if constexpr (!KeyStorage::kNative) {
-        // Halves of any size of q: the row times a power of two, which its factor takes back.
-        float largest = 0;
+    }
 #pragma unroll
-        for (int i = 0; i < (D + 63) / 64; ++i) largest = fmaxf(largest, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
-        largest = warp_reduce<Max>(largest);
-        const int power = largest > 0 && largest < INFINITY ? ilogbf(largest) : 0;
-        back = exp2f(static_cast<float>(power));
-#pragma unroll
-        for (int i = 0; i < (D + 63) / 64; ++i)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) v[i][e] *= 1.0f / back;
-        if constexpr (KeyStorage::kScaled) back *= 1.0f / 32;
-      }
-#pragma unroll
-      for (int i = 0; i < (D + 63) / 64; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int d = 64 * i + 2 * lane + e;
-          if (d < D) shared[r * D + d] = from_float<T>(v[i][e]);
-        }
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if (r != 2 * t + c) continue;
-        factor[c] = a.scale * back * kLog2;
-        cap[c] = a.softcap > 0 ? a.scale * back / a.softcap : 0.0f;
-        slope[c] = a.slopes != nullptr && row < rows ? a.slopes[h] * kLog2 : 0.0f;
-        place[c] = row < rows ? length - static_cast<int>(a.T) + step : length - 1;
-      }
+    for (int c = 0; c < 2; ++c) {
+      const int row = first + 2 * t + c, step = row / plan.group, h = head * plan.group + row - step * plan.group;
+      const bool real = row < plan.rows;
+      factor[c] = a.scale * back[c] * kLog2;
+      cap[c] = a.softcap > 0 ? a.scale * back[c] / a.softcap : 0.0f;
+      slope[c] = a.slopes != nullptr && real ? a.slopes[h] * kLog2 : 0.0f;
+      place[c] = real ? length - static_cast<int>(a.T) + step : length - 1;
     }
     __syncwarp();
 #pragma unroll
-    for (int k = 0; k < D / 16; ++k)
+    for (int k = 0; k < D / 16; k += KeyStorage::kProducts) {
+      unsigned some[KeyStorage::kProducts][2];
+      KeyStorage::queries(bits + g * (D / 2) + 8 * k, t, some);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        T pair[2];
+      for (int i = 0; i < KeyStorage::kProducts; ++i) operand[k + i][0] = some[i][0], operand[k + i][1] = some[i][1];
+    }
+    if constexpr (KeyStorage::kScaled) {
+      unsigned zeros[4];
+      zero_points<KeyStorage>(true, zeros);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) pair[e] = shared[g * D + KeyStorage::channel_of_key(k, j, t, e)];
-        operand[k][j] = reinterpret_cast<const unsigned&>(pair);
+      for (int c = 0; c < D / 32; ++c) {
+        for (float& v : zero[c]) v = 0.0f;
+        multiply_add<T>(zero[c], zeros, operand[2 * c][0], operand[2 * c][1]);
+        multiply_add<T>(zero[c], zeros, operand[2 * c + 1][0], operand[2 * c + 1][1]);
       }
+    }
   }
 
-  __device__ static float element(const PagedAttentionArgs& a, int64_t i) {
-    return a.dtype == DType::bf16 ? to_float(static_cast<const __nv_bfloat16*>(a.q)[i])
-                                  : to_float(static_cast<const __half*>(a.q)[i]);
+  // Row r of the eight: rotated and made of T's size where the keys are; what its lanes need to know of it.
+  __device__ void prepare_row(const PagedAttentionArgs& a, int rows, int head, int row, int r, int length,
+                              const unsigned short* bits, typename KeyStorage::T* shared) {
+    const int lane = threadIdx.x % 32, t = lane % 4, group = static_cast<int>(a.H / a.Hk);
+    const int h = head * group + row % group, step = row / group;
+    const auto at = [&](int i, int e) { return r * D + 64 * i + 2 * lane + e; };
+    const auto inside = [&](int i) { return D % 64 == 0 || 64 * i + 2 * lane < D; };
+    float back = 1.0f;
+    if constexpr (!KeyStorage::kNative) {
+      float v[kGroups][2], largest = 0;
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) v[i][e] = inside(i) ? number(a.dtype, bits[at(i, e)]) : 0.0f;
+        if constexpr (KeyStorage::kScaled) rotate(v[i]);
+        largest = fmaxf(largest, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
+      }
+      largest = warp_reduce<Max>(largest);
+      // Halves of any size of q: the row times a power of two, so that its largest is near 2^8; `factor` takes it back.
+      const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
+      const int power = exponent < 9 || exponent == 255 ? 135 : exponent;
+      back = __uint_as_float(static_cast<unsigned>(power - 8) << 23);
+      const float forth = __uint_as_float(static_cast<unsigned>(262 - power) << 23);
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (inside(i)) shared[at(i, e)] = from_float<typename KeyStorage::T>(v[i][e] * forth);
+      if constexpr (KeyStorage::kScaled) back *= kCodeUnit / 32;
+    }
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      if (r != 2 * t + c || row >= rows) continue;
+      factor[c] = a.scale * back * kLog2;
+      cap[c] = a.softcap > 0 ? a.scale * back / a.softcap : 0.0f;
+      slope[c] = a.slopes != nullptr ? a.slopes[h] * kLog2 : 0.0f;
+      place[c] = length - static_cast<int>(a.T) + step;
+    }
+  }
+
+  __device__ static float2 numbers(DType dtype, unsigned bits) {
+    if (dtype == DType::bf16) return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
+    return __half22float2(reinterpret_cast<const __half2&>(bits));
+  }
+
+  // A row of pairs in shared memory: rotated if the keys are, and times a power of two that makes halves of it whatever
+  // its size. Returns what takes that back.
+  __device__ static float prepare_row(DType dtype, unsigned* pairs) {
+    const int lane = threadIdx.x % 32;
+    float v[kGroups][2], largest = 0;
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const bool inside = D % 64 == 0 || 64 * i + 2 * lane < D;
+      const float2 two = numbers(dtype, inside ? pairs[32 * i + lane] : 0u);
+      v[i][0] = two.x, v[i][1] = two.y;
+      if constexpr (KeyStorage::kScaled) rotate(v[i]);
+      largest = fmaxf(largest, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
+    }
+    largest = warp_reduce<Max>(largest);
+    const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
+    const int power = exponent < 9 || exponent == 255 ? 135 : exponent;  // the largest will be near 2^8
+    const float forth = __uint_as_float(static_cast<unsigned>(262 - power) << 23);
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i)
+      if (D % 64 == 0 || 64 * i + 2 * lane < D) pairs[32 * i + lane] = pack<__half>(v[i][0] * forth, v[i][1] * forth);
+    const float back = __uint_as_float(static_cast<unsigned>(power - 8) << 23);
+    return KeyStorage::kScaled ? back * (kCodeUnit / 32) : back;
   }
 };
 
@@ -232,7 +351,7 @@ __device__ inline void read_words(unsigned (&words)[kWords], const char* from) {
 // Half of a warp's tile: scores of 16 tokens.
 template <typename S, typename Storage>
 __device__ inline void find_scores(float (&scores)[4], unsigned keys, const char* shared_scales, int first,
-                                   const unsigned (&q)[S::D / 16][2]) {
+                                   const Queries<Storage, S::D>& q) {
   using Tile = typename S::Keys;
   const int lane = threadIdx.x % 32, g = lane / 4;
   const int token = first + lane % 16, low_unit = lane / 16;
@@ -261,25 +380,49 @@ __device__ inline void find_scores(float (&scores)[4], unsigned keys, const char
     if constexpr (Storage::kScaled) {
 #pragma unroll
       for (int i = 0; i < Storage::kProducts; i += 2) {  // 32 channels
-        float part[4] = {};
-        multiply_add<typename Storage::T>(part, a[i], q[k + i][0], q[k + i][1]);
-        multiply_add<typename Storage::T>(part, a[i + 1], q[k + i + 1][0], q[k + i + 1][1]);
+        float part[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) part[j] = q.zero[(k + i) / 2][j];
+        multiply_add<typename Storage::T>(part, a[i], q.operand[k + i][0], q.operand[k + i][1]);
+        multiply_add<typename Storage::T>(part, a[i + 1], q.operand[k + i + 1][0], q.operand[k + i + 1][1]);
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[0][j] += part[j] * scale[j / 2][(k + i) / 2];
       }
     } else {
 #pragma unroll
       for (int i = 0; i < Storage::kProducts; ++i)
-        multiply_add<typename Storage::T>(sums[(k + i) % kSums], a[i], q[k + i][0], q[k + i][1]);
+        multiply_add<typename Storage::T>(sums[(k + i) % kSums], a[i], q.operand[k + i][0], q.operand[k + i][1]);
     }
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) scores[j] = sums[0][j] + sums[1][j];
 }
 
+template <typename Storage, int D>
+struct Sums {
+  float values[D / 16][4] = {};
+  float zero[Storage::kScaled ? D / 32 : 1][4] = {};  // what the codes' zero point takes off
+
+  __device__ void fade(int c, float factor) {
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) values[k][c] *= factor, values[k][c + 2] *= factor;
+    if constexpr (Storage::kScaled) {
+#pragma unroll
+      for (int k = 0; k < D / 32; ++k) zero[k][c] *= factor, zero[k][c + 2] *= factor;
+    }
+  }
+  // Row g (g + 8 if high) of product k, column 2t + c.
+  __device__ float get(int k, int c, int high) const {
+    if constexpr (Storage::kScaled)
+      return (values[k][c + 2 * high] + zero[k / 2][c + 2 * high]) * (high ? kCodeUnit / Storage::kHigh : kCodeUnit);
+    else
+      return values[k][c + 2 * high];
+  }
+};
+
 // sums += V^T P over 16 tokens; weights are P's two registers.
 template <typename S, typename Storage>
-__device__ inline void add_values(float (&sums)[S::D / 16][4], unsigned values, const char* shared_scales, int first,
+__device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, const char* shared_scales, int first,
                                   const unsigned (&weights)[2]) {
   using Tile = typename S::Values;
   const int lane = threadIdx.x % 32, t = lane % 4;
@@ -300,6 +443,11 @@ __device__ inline void add_values(float (&sums)[S::D / 16][4], unsigned values, 
           scaled[2 * c + side][i] = reinterpret_cast<const unsigned&>(v);
         }
     }
+    unsigned zeros[4];
+    zero_points<Storage>(false, zeros);
+#pragma unroll
+    for (int c = 0; c < S::D / 32; ++c)
+      multiply_add<typename Storage::T>(sums.zero[c], zeros, scaled[c][0], scaled[c][1]);
   }
 #pragma unroll
   for (int u = 0; u < Tile::kUnits; u += 2) {
@@ -310,15 +458,15 @@ __device__ inline void add_values(float (&sums)[S::D / 16][4], unsigned values, 
     for (int i = 0; i < Storage::kProducts; ++i) {
       const int k = u / 2 * Storage::kProducts + i;
       if constexpr (Storage::kScaled)
-        multiply_add<typename Storage::T>(sums[k], a[i], scaled[k / 2][0], scaled[k / 2][1]);
+        multiply_add<typename Storage::T>(sums.values[k], a[i], scaled[k / 2][0], scaled[k / 2][1]);
       else
-        multiply_add<typename Storage::T>(sums[k], a[i], weights[0], weights[1]);
+        multiply_add<typename Storage::T>(sums.values[k], a[i], weights[0], weights[1]);
     }
   }
 }
 
 template <typename S, typename KeyStorage, typename ValueStorage>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(32 * S::kWarps, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
@@ -331,40 +479,46 @@ __global__ void __launch_bounds__(256, 1)
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
   wait_for_previous();
   let_next_begin();
-  if (range >= plan.ranges) return;
+  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) return;
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
 
   char* ring = shared + warp * S::kStages * S::kStage;
   char* room = shared + plan.warps * S::kStages * S::kStage + warp * S::kQuery;
+  // The block table on its way while the lengths are.
+  if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
   Work work = work_of(a, plan, range);
   Loader<S> loader(a, plan, work, head, shared_address(ring));
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < S::kStages - 1; ++i) loader.next();
 
   int stage = 0;
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
-    const int length = length_of(a, work.b);
+    const int length = length_of(a, plan, work.b);
     const Tiles tiles = tiles_of(a, plan, length);
     const int begin = tiles.first + work.tile, end = min(tiles.last, begin + left);
     if (begin >= end) continue;
     left -= end - begin;
 
+    const RawQueries<D> raw(a, plan, work.b, head, first_row);
+    const float missing =
+        missing_pages(a, plan, work.b, max(begin * S::kTokens, first_seen(a, length)), min(end * S::kTokens, length));
     Queries<KeyStorage, D> q;
-    q.load(a, plan.rows, work.b, head, first_row, length, room);
-    float sums[D / 16][4] = {}, largest[2] = {-INFINITY, -INFINITY}, weight[2] = {};
+    q.load(raw, a, plan, head, first_row, length, room);
+    Sums<ValueStorage, D> sums;
+    float largest[2] = {-INFINITY, -INFINITY}, weight[2] = {};
 
     for (int tile = begin; tile < end; ++tile) {
       wait_for_copies<S::kStages - 2>();
       __syncwarp();
-      loader.next();  // into the stage of the tile before, which every lane has left
       const char* at = ring + stage * S::kStage;
       const unsigned keys = shared_address(at), values = keys + S::Keys::kBytes;
       stage = stage + 1 == S::kStages ? 0 : stage + 1;
 
       float scores[kHalves][4];
 #pragma unroll
-      for (int i = 0; i < kHalves; ++i)
-        find_scores<S, KeyStorage>(scores[i], keys, at + S::Keys::scales(), 16 * i, q.operand);
+      for (int i = 0; i < kHalves; ++i) find_scores<S, KeyStorage>(scores[i], keys, at + S::Keys::scales(), 16 * i, q);
+      loader.next();  // into the stage of the tile before, which every lane has left; meanwhile the products are made
 
       const int token = tile * S::kTokens + g;  // of scores[0][0], [0][1]; [.][2] and [.][3] are 8 further, [1] 16
       if (a.softcap > 0) {
@@ -409,8 +563,7 @@ __global__ void __launch_bounds__(256, 1)
           const float fade = largest[c] == top[c] ? 1.0f : exp2f(largest[c] - top[c]);
           largest[c] = top[c];
           weight[c] *= fade;
-#pragma unroll
-          for (int k = 0; k < D / 16; ++k) sums[k][c] *= fade, sums[k][c + 2] *= fade;
+          sums.fade(c, fade);
         }
       }
       float base[2];
@@ -429,7 +582,7 @@ __global__ void __launch_bounds__(256, 1)
       }
     }
 
-    const int64_t slot = slot_of(plan, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
+    const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
@@ -439,8 +592,8 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
       for (int k = 0; k < D / 16; ++k)
 #pragma unroll
-        for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums[k][c + 2 * high];
-      if (g == 0) *partial_state(a, plan, slot, row0 + r) = {largest[c] - kLift, weight[c]};
+        for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
+      if (g == 0) *partial_state(a, plan, slot, row0 + r) = {largest[c] - kLift, weight[c] + missing};
     }
   }
 #endif
@@ -453,7 +606,7 @@ Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
-  const int64_t blocks = (static_cast<int64_t>(plan.heads) * plan.ranges + plan.warps - 1) / plan.warps;
+  const int64_t blocks = (workers_of(a, plan) + plan.warps - 1) / plan.warps;
   if (blocks > 0x7fffffff) return {"paged_attention: too many sequences and heads"};
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * plan.warps), bytes, stream, gpu().sm >= 90, a,
                 plan);
@@ -462,7 +615,7 @@ Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream
 template <typename KeyStorage, typename ValueStorage, int D>
 constexpr Kernel warp_kernel() {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens, S::kWarpBytes};
+  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens == 16 ? 4 : 5, S::kWarpBytes, S::kWarps};
 }
 
 }  // namespace nybble::cuda::paged

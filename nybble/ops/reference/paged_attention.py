@@ -102,9 +102,7 @@ def _check_stored(name: str, t: Tensor, scales: Tensor | None, q: Tensor) -> Non
     D, (P, page, Hk, width) = q.shape[3], t.shape
     if t.dtype != torch.uint8:
         check.dtype(OP, q.dtype, **{name: t})
-        check.require(
-            scales is None, f"{OP}: {name} has scales, but is not uint8; expected uint8"
-        )
+        check.require(scales is None, f"{OP}: {name} has scales, but is not uint8; expected uint8")
         check.shape(OP, name, t, "P, page, Hk, D", P, page, Hk, D)
         return
     check.require(
@@ -122,8 +120,6 @@ def _check_stored(name: str, t: Tensor, scales: Tensor | None, q: Tensor) -> Non
             "the size of a rotated group",
         )
         check.dtype(OP, torch.float16, **{f"{name[:-1]}_scales": scales})
-        check.shape(
-            OP, f"{name[:-1]}_scales", scales, "P, page, Hk, D/32", P, page, Hk, D // 32
-        )
+        check.shape(OP, f"{name[:-1]}_scales", scales, "P, page, Hk, D/32", P, page, Hk, D // 32)
         for what, tensor in ((name, t), (f"{name[:-1]}_scales", scales)):
             check.require(tensor.is_contiguous(), f"{OP}: {what} is not contiguous")
