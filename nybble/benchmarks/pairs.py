@@ -99,12 +99,12 @@ def _attention(M: int) -> Iterator[Pair]:
         _plainly("decode_attention", one, chunks, rows, held, None, HEAD_DIM**-0.5),
     )
     pages = -(-S // PAGE)
-    stored = [torch.randn(pages, PAGE, KV_HEADS, HEAD_DIM) for _ in range(2)]
+    paged = torch.randn(2, pages, PAGE, KV_HEADS, HEAD_DIM).unbind()
     table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
-    arguments = (q, *stored, None, None, table, lengths, None, HEAD_DIM**-0.5, 0, 0.0)
+    arguments = (q, *paged, None, None, table, lengths, None, HEAD_DIM**-0.5, 0, 0.0)
     yield (
         "paged_attention",
-        lambda: ops.paged_attention(q, *stored, table, lengths),
+        lambda: ops.paged_attention(q, paged[0], paged[1], table, lengths),
         _plainly("paged_attention", *arguments),
     )
 

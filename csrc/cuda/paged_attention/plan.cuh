@@ -14,7 +14,8 @@
 
 namespace nybble::cuda::paged {
 
-constexpr int kRows = 8;       // query rows of a worker: the columns of an 8-column matrix product
+constexpr int kRows = 8;  // query rows of a worker: the columns of an 8-column matrix product
+constexpr int kTeamWarps = 8;
 constexpr int kSegments = 64;  // ranges of a sequence, batch invariant
 
 // Distances in a cache, small enough for 32 bits: data in 16 bytes, scales in those of one token and head.
@@ -31,6 +32,7 @@ struct Plan {
   int rows;            // query rows of a KV head: T * group
   int most;            // tokens of a sequence at most
   int warps;           // of a thread block
+  bool team;           // the warps of a block take neighbouring KV heads and copy together
   int64_t slots;       // partial results of one row
   int page_shift;      // of a power of two; -1: of another size
   Reach keys, values;

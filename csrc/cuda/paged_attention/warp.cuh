@@ -10,326 +10,10 @@
 // token before it meets the values. Rotated keys meet a rotated q, since q . (R k) = (R q) . k; rotated values give a
 // rotated sum, which `combine` turns back once.
 #pragma once
-#include "cuda/common/async_copy.cuh"
-#include "cuda/common/number.cuh"
-#include "cuda/common/reduce.cuh"
-#include "cuda/paged_attention/plan.cuh"
-#include "cuda/paged_attention/rotate.cuh"
-#include "cuda/paged_attention/storage.cuh"
+#include "cuda/paged_attention/loader.cuh"
+#include "cuda/paged_attention/queries.cuh"
 
 namespace nybble::cuda::paged {
-
-// Sizes of one kernel, known to the host too.
-template <typename KeyStorage, typename ValueStorage, int kD>
-struct Shape {
-  static constexpr int D = kD;
-  static constexpr bool kBytes = KeyStorage::kUnit > 8;
-#ifndef ATTN_WARPS
-#define ATTN_WARPS 8
-#define ATTN_KT 32
-#endif
-  static constexpr int kWarps = kBytes && D <= 128 ? ATTN_WARPS : 8;
-  static constexpr int kTokens = D / KeyStorage::kUnit > 8 || D > 128 ? 16 : kBytes ? ATTN_KT : 32;
-  using Keys = Tile<KeyStorage, D, kTokens>;
-  using Values = Tile<ValueStorage, D, kTokens>;
-  static constexpr int kStage = Keys::kBytes + Values::kBytes;
-  static constexpr int kQuery = kRows * D * 2;
-  static constexpr int kWanted = (232448 / kWarps - kQuery) / kStage;
-  static constexpr int kStages = kWanted < 3 ? 3 : kWanted > 5 ? 5 : kWanted;
-  static constexpr int kWarpBytes = kStages * kStage + kQuery;
-};
-
-constexpr float kLog2 = 1.44269504f;  // of e: exponents are to base 2
-
-// NaN if a page of tokens [begin, end) of sequence b does not exist, else 0. The whole warp calls it.
-__device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int begin, int end) {
-  if (a.block_table == nullptr) return 0.0f;
-  const int last = page_of(a, plan, end - 1);
-  bool missing = false;
-#pragma unroll 1
-  for (int i = page_of(a, plan, begin) + static_cast<int>(threadIdx.x % 32); i <= last; i += 32)
-    missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
-  return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
-}
-
-// Where a lane finds its pieces of keys or of values, and where they go in a stage. A tile's units are dealt out to the
-// lanes in turn: neighbours read neighbours.
-template <typename Tile, int kTokens>
-class Source {
- public:
-  __device__ Source(const KvPages& kv, const Reach& reach, int head) {
-    const int lane = threadIdx.x % 32;
-    data_ =
-        static_cast<const char*>(kv.data) + (static_cast<uint64_t>(head) * reach.head + kSteady * (lane % kUnits)) * 16;
-    scales_ = static_cast<const char*>(kv.scales) + static_cast<uint64_t>(head) * reach.scales_head * Tile::kScaleBytes;
-  }
-
-  // `page`, `slot`: of the token that this lane stands for; not `there`: zeros.
-  __device__ void copy(const Reach& reach, int page, int slot, bool there, unsigned to) const {
-    constexpr unsigned kAbsent = ~0u;
-    constexpr int kPieces = kTokens * kUnits / 32;  // of a lane
-    static_assert(kTokens * kUnits % 32 == 0, "every lane copies alike");
-    const int lane = threadIdx.x % 32;
-    const unsigned mine = there ? page * reach.page + slot * reach.slot : kAbsent;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int piece = i * 32 + lane, token = piece / kUnits, unit = piece % kUnits;
-      const unsigned from = __shfl_sync(0xffffffffu, mine, token);
-      copy_async<16>(to + Tile::place(token, unit), data_ + (from + (kSteady ? 0ull : unit)) * 16ull, from != kAbsent);
-    }
-    if constexpr (Tile::kScaleBytes > 0) {
-      const unsigned from = page * reach.scales_page + slot * reach.scales_slot;
-      if (lane < kTokens)
-        copy_async<Tile::kScaleBytes>(to + Tile::scales() + lane * Tile::kScaleBytes,
-                                      scales_ + static_cast<uint64_t>(from) * Tile::kScaleBytes, there);
-    }
-  }
-
- private:
-  static constexpr int kUnits = Tile::kUnits;
-  static constexpr bool kSteady = 32 % kUnits == 0;  // a lane's pieces are the same unit of different tokens
-  const char *data_, *scales_;
-};
-
-// Fills stages with tiles, one after the other, across sequences.
-template <typename S>
-class Loader {
- public:
-  __device__ Loader(const PagedAttentionArgs& a, const Plan& plan, const Work& work, int head, unsigned ring)
-      : a_(a),
-        plan_(plan),
-        keys_(a.keys, plan.keys, head),
-        values_(a.values, plan.values, head),
-        ring_(ring),
-        b_(work.b),
-        left_(work.count) {
-    if (left_ > 0) {
-      enter();
-      tile_ += work.tile;
-      find_page();
-    }
-  }
-
-  // Starts the next tile's copies, or nothing when there is none; closes the group either way.
-  __device__ void next() {
-    if (left_ > 0) {
-      const bool there = there_ && static_cast<unsigned>(page_) < static_cast<unsigned>(a_.P);
-      const unsigned to = ring_ + stage_ * S::kStage;
-      keys_.copy(plan_.keys, page_, slot_, there, to);
-      values_.copy(plan_.values, page_, slot_, there, to + S::Keys::kBytes);
-      stage_ = stage_ + 1 == S::kStages ? 0 : stage_ + 1;
-      ++tile_;
-      if (--left_ > 0) {
-        while (tile_ == end_) {
-          ++b_;
-          enter();
-        }
-        find_page();
-      }
-    }
-    commit_copies();
-  }
-
- private:
-  __device__ void enter() {
-    length_ = length_of(a_, plan_, b_);
-    seen_ = first_seen(a_, length_);
-    const Tiles tiles = tiles_of(a_, plan_, length_);
-    tile_ = tiles.first;
-    end_ = tiles.last;
-    pages_ = a_.block_table + b_ * a_.block_table_stride;
-  }
-
-  // A lane looks up the page of one token, a tile before it is needed.
-  __device__ void find_page() {
-    const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
-    there_ = lane < S::kTokens && token < length_ && token >= seen_;
-    page_ = static_cast<int>(b_);
-    slot_ = token;
-    if (a_.block_table == nullptr) return;
-    const int i = page_of(a_, plan_, token);
-    if (there_) page_ = pages_[i];
-    slot_ = token - i * static_cast<int>(a_.page);
-  }
-
-  const PagedAttentionArgs& a_;
-  const Plan& plan_;
-  const Source<typename S::Keys, S::kTokens> keys_;
-  const Source<typename S::Values, S::kTokens> values_;
-  const unsigned ring_;
-  const int32_t* pages_ = nullptr;
-  int64_t b_;
-  int left_, stage_ = 0, length_ = 0, seen_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
-  bool there_ = false;
-};
-
-// Rows first ... first + 7 of KV head `head` as they lie in memory, rows past the last as zeros. A lane has channels 2l
-// and 2l + 1 of each group of 64. Loaded on their own, so that all of it is on its way at once.
-template <int D>
-struct RawQueries {
-  static constexpr int kGroups = (D + 63) / 64;
-  unsigned bits[kRows][kGroups];
-
-  __device__ RawQueries(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
-    const int lane = threadIdx.x % 32;
-    int step = first / plan.group, inside = first - step * plan.group;
-    const char* q = static_cast<const char*>(a.q) +
-                    2 * (b * a.q_stride_b + step * a.q_stride_t + (head * plan.group + inside) * a.q_stride_h);
-    const auto take = [&](int r) {
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        bits[r][i] = first + r < plan.rows && (D % 64 == 0 || 64 * i + 2 * lane < D)
-                         ? *reinterpret_cast<const unsigned*>(q + 128 * i + 4 * lane)
-                         : 0u;
-      q += 2 * a.q_stride_h;
-      if (++inside == plan.group) inside = 0, q += 2 * (a.q_stride_t - plan.group * a.q_stride_h);
-    };
-#pragma unroll
-    for (int r = 0; r < kRows / 2; ++r) take(r);
-#pragma unroll
-    for (int r = kRows / 2; r < kRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) bits[r][i] = 0u;
-    if (plan.rows - first > kRows / 2) {
-#pragma unroll
-      for (int r = kRows / 2; r < kRows; ++r) take(r);
-    }
-  }
-};
-
-// Eight query rows as the second operand of K q^T, and what each lane knows of its two rows 2t, 2t + 1.
-template <typename KeyStorage, int D>
-struct Queries {
-  static constexpr int kGroups = RawQueries<D>::kGroups;
-  unsigned operand[D / 16][2];
-  float zero[KeyStorage::kScaled ? D / 32 : 1][4];  // what every 32 channels of a score begin with
-  float factor[2];                                  // of a score, to base 2
-  float cap[2];                                     // softcap of a score: factor of what goes into tanh
-  float slope[2];                                   // to base 2
-  int place[2];                                     // position of the query
-
-  // `room`: shared memory of this warp.
-  __device__ void load(const RawQueries<D>& raw, const PagedAttentionArgs& a, const Plan& plan, int head, int first,
-                       int length, char* room) {
-    using T = typename KeyStorage::T;
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    unsigned* bits = reinterpret_cast<unsigned*>(room);  // pairs, first as they lie in memory, then of T
-    __syncwarp();
-#pragma unroll
-    for (int r = 0; r < kRows; ++r)
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-        if (D % 64 == 0 || 64 * i + 2 * lane < D) bits[r * (D / 2) + 32 * i + lane] = raw.bits[r][i];
-    float back[2] = {1.0f, 1.0f};
-    if constexpr (!KeyStorage::kNative) {
-#pragma unroll 1
-      for (int r0 = 0; r0 < kRows && first + r0 < plan.rows; r0 += 4) {
-#pragma unroll
-        for (int r = r0; r < r0 + 4; ++r) {
-          const float one = prepare_row(a.dtype, bits + r * (D / 2));
-          if (r == 2 * t) back[0] = one;
-          if (r == 2 * t + 1) back[1] = one;
-        }
-      }
-    }
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int row = first + 2 * t + c, step = row / plan.group, h = head * plan.group + row - step * plan.group;
-      const bool real = row < plan.rows;
-      factor[c] = a.scale * back[c] * kLog2;
-      cap[c] = a.softcap > 0 ? a.scale * back[c] / a.softcap : 0.0f;
-      slope[c] = a.slopes != nullptr && real ? a.slopes[h] * kLog2 : 0.0f;
-      place[c] = real ? length - static_cast<int>(a.T) + step : length - 1;
-    }
-    __syncwarp();
-#pragma unroll
-    for (int k = 0; k < D / 16; k += KeyStorage::kProducts) {
-      unsigned some[KeyStorage::kProducts][2];
-      KeyStorage::queries(bits + g * (D / 2) + 8 * k, t, some);
-#pragma unroll
-      for (int i = 0; i < KeyStorage::kProducts; ++i) operand[k + i][0] = some[i][0], operand[k + i][1] = some[i][1];
-    }
-    if constexpr (KeyStorage::kScaled) {
-      unsigned zeros[4];
-      zero_points<KeyStorage>(true, zeros);
-#pragma unroll
-      for (int c = 0; c < D / 32; ++c) {
-        for (float& v : zero[c]) v = 0.0f;
-        multiply_add<T>(zero[c], zeros, operand[2 * c][0], operand[2 * c][1]);
-        multiply_add<T>(zero[c], zeros, operand[2 * c + 1][0], operand[2 * c + 1][1]);
-      }
-    }
-  }
-
-  // Row r of the eight: rotated and made of T's size where the keys are; what its lanes need to know of it.
-  __device__ void prepare_row(const PagedAttentionArgs& a, int rows, int head, int row, int r, int length,
-                              const unsigned short* bits, typename KeyStorage::T* shared) {
-    const int lane = threadIdx.x % 32, t = lane % 4, group = static_cast<int>(a.H / a.Hk);
-    const int h = head * group + row % group, step = row / group;
-    const auto at = [&](int i, int e) { return r * D + 64 * i + 2 * lane + e; };
-    const auto inside = [&](int i) { return D % 64 == 0 || 64 * i + 2 * lane < D; };
-    float back = 1.0f;
-    if constexpr (!KeyStorage::kNative) {
-      float v[kGroups][2], largest = 0;
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) v[i][e] = inside(i) ? number(a.dtype, bits[at(i, e)]) : 0.0f;
-        if constexpr (KeyStorage::kScaled) rotate(v[i]);
-        largest = fmaxf(largest, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
-      }
-      largest = warp_reduce<Max>(largest);
-      // Halves of any size of q: the row times a power of two, so that its largest is near 2^8; `factor` takes it back.
-      const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
-      const int power = exponent < 9 || exponent == 255 ? 135 : exponent;
-      back = __uint_as_float(static_cast<unsigned>(power - 8) << 23);
-      const float forth = __uint_as_float(static_cast<unsigned>(262 - power) << 23);
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (inside(i)) shared[at(i, e)] = from_float<typename KeyStorage::T>(v[i][e] * forth);
-      if constexpr (KeyStorage::kScaled) back *= kCodeUnit / 32;
-    }
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (r != 2 * t + c || row >= rows) continue;
-      factor[c] = a.scale * back * kLog2;
-      cap[c] = a.softcap > 0 ? a.scale * back / a.softcap : 0.0f;
-      slope[c] = a.slopes != nullptr ? a.slopes[h] * kLog2 : 0.0f;
-      place[c] = length - static_cast<int>(a.T) + step;
-    }
-  }
-
-  __device__ static float2 numbers(DType dtype, unsigned bits) {
-    if (dtype == DType::bf16) return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
-    return __half22float2(reinterpret_cast<const __half2&>(bits));
-  }
-
-  // A row of pairs in shared memory: rotated if the keys are, and times a power of two that makes halves of it whatever
-  // its size. Returns what takes that back.
-  __device__ static float prepare_row(DType dtype, unsigned* pairs) {
-    const int lane = threadIdx.x % 32;
-    float v[kGroups][2], largest = 0;
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      const bool inside = D % 64 == 0 || 64 * i + 2 * lane < D;
-      const float2 two = numbers(dtype, inside ? pairs[32 * i + lane] : 0u);
-      v[i][0] = two.x, v[i][1] = two.y;
-      if constexpr (KeyStorage::kScaled) rotate(v[i]);
-      largest = fmaxf(largest, fmaxf(fabsf(v[i][0]), fabsf(v[i][1])));
-    }
-    largest = warp_reduce<Max>(largest);
-    const int exponent = static_cast<int>(__float_as_uint(largest) >> 23);
-    const int power = exponent < 9 || exponent == 255 ? 135 : exponent;  // the largest will be near 2^8
-    const float forth = __uint_as_float(static_cast<unsigned>(262 - power) << 23);
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i)
-      if (D % 64 == 0 || 64 * i + 2 * lane < D) pairs[32 * i + lane] = pack<__half>(v[i][0] * forth, v[i][1] * forth);
-    const float back = __uint_as_float(static_cast<unsigned>(power - 8) << 23);
-    return KeyStorage::kScaled ? back * (kCodeUnit / 32) : back;
-  }
-};
 
 // Neighbouring words from an address that is a multiple of their size, or of 16.
 template <int kWords>
@@ -465,7 +149,7 @@ __device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, co
   }
 }
 
-template <typename S, typename KeyStorage, typename ValueStorage>
+template <typename S, typename KeyStorage, typename ValueStorage, int kTeam>
 __global__ void __launch_bounds__(32 * S::kWarps, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -482,17 +166,23 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
   if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) return;
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
 
-  char* ring = shared + warp * S::kStages * S::kStage;
-  char* room = shared + plan.warps * S::kStages * S::kStage + warp * S::kQuery;
+  char* ring = shared + warp * S::kRing;
+  char* room = shared + plan.warps * S::kRing + warp * S::kQuery;
+  __shared__ uint64_t barriers[2 * S::kStages];  // full, then empty
+  if constexpr (kTeam > 1) {
+    if (threadIdx.x < 2 * S::kStages)
+      init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
+    __syncthreads();
+  }
   // The block table on its way while the lengths are.
   if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
   Work work = work_of(a, plan, range);
-  Loader<S> loader(a, plan, work, head, shared_address(ring));
+  Loader<S, kTeam> loader(a, plan, work, head, shared_address(ring), shared_address(barriers));
 #pragma unroll 1
   for (int i = 0; i < S::kStages - 1; ++i) loader.next();
 
-  int stage = 0;
+  int stage = 0, turn = 0;
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
     const int length = length_of(a, plan, work.b);
     const Tiles tiles = tiles_of(a, plan, length);
@@ -509,11 +199,9 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
     float largest[2] = {-INFINITY, -INFINITY}, weight[2] = {};
 
     for (int tile = begin; tile < end; ++tile) {
-      wait_for_copies<S::kStages - 2>();
-      __syncwarp();
+      loader.wait(stage, turn);
       const char* at = ring + stage * S::kStage;
       const unsigned keys = shared_address(at), values = keys + S::Keys::kBytes;
-      stage = stage + 1 == S::kStages ? 0 : stage + 1;
 
       float scores[kHalves][4];
 #pragma unroll
@@ -580,6 +268,8 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
                                      transposed(pack<T>(scores[i][2], scores[i][3]))};
         add_values<S, ValueStorage>(sums, values, at + S::Keys::kBytes + S::Values::scales(), 16 * i, weights);
       }
+      loader.release(stage);
+      if (++stage == S::kStages) stage = 0, ++turn;
     }
 
     const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
@@ -602,7 +292,10 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  const auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage>;
+  constexpr bool kTeams = 32 % S::Keys::kUnits == 0 && 32 % S::Values::kUnits == 0;
+  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1>;
+  if constexpr (kTeams)
+    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, kTeamWarps>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
