@@ -71,6 +71,7 @@ Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& v
                             const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
                             const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
                             double scale, int64_t window, double softcap, bool batch_invariant);
+void rope_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
 #endif
 
 }  // namespace nybble::binding

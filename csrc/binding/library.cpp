@@ -62,5 +62,6 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
   m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
   m.impl("paged_attention", TORCH_BOX(&nybble::binding::paged_attention_cuda));
+  m.impl("rope_", TORCH_BOX(&nybble::binding::rope_cuda));
 }
 #endif
