@@ -72,6 +72,11 @@ Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& v
                             const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
                             double scale, int64_t window, double softcap, bool batch_invariant);
 void rope_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
+Tensor attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
+                      double scale, bool causal, int64_t window);
+Tensor cached_attention_cuda(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions,
+                             bool neox, const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                             int64_t window);
 #endif
 
 }  // namespace nybble::binding

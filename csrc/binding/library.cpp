@@ -63,5 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("rms_norm_", TORCH_BOX(&nybble::binding::rms_norm_in_place_cuda));
   m.impl("paged_attention", TORCH_BOX(&nybble::binding::paged_attention_cuda));
   m.impl("rope_", TORCH_BOX(&nybble::binding::rope_cuda));
+  m.impl("attention", TORCH_BOX(&nybble::binding::attention_cuda));
+  m.impl("cached_attention_", TORCH_BOX(&nybble::binding::cached_attention_cuda));
 }
 #endif
