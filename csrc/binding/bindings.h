@@ -77,6 +77,8 @@ Tensor attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const s
 Tensor cached_attention_cuda(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions,
                              bool neox, const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
                              int64_t window);
+Tensor decode_attention_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                             const std::optional<Tensor>& slopes, double scale);
 #endif
 
 }  // namespace nybble::binding

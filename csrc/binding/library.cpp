@@ -65,5 +65,6 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("rope_", TORCH_BOX(&nybble::binding::rope_cuda));
   m.impl("attention", TORCH_BOX(&nybble::binding::attention_cuda));
   m.impl("cached_attention_", TORCH_BOX(&nybble::binding::cached_attention_cuda));
+  m.impl("decode_attention", TORCH_BOX(&nybble::binding::decode_attention_cuda));
 }
 #endif
