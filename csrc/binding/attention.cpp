@@ -2,12 +2,17 @@
 #include "ops/attention.h"
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
+namespace {
 
-Tensor attention_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, const std::optional<Tensor>& lengths,
-                     double scale, bool causal, int64_t window) {
-  Check check("attention");
+// `kernel` is that of either device.
+template <typename Kernel>
+Tensor attend(Check check, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+              const std::optional<Tensor>& lengths, double scale, bool causal, int64_t window, Kernel kernel) {
   AttentionArgs args{};
   args.dtype = check.floats(q_in, "q");
   check.type(k_in, "k", q_in.scalar_type());
@@ -52,8 +57,27 @@ Tensor attention_cpu(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
   args.causal = causal;
   args.window = window;
   if (o.numel() == 0) return o;
-  check.done(cpu::attention(args));
+  check.done(kernel(args));
   return o;
 }
+
+}  // namespace
+
+Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
+                     double scale, bool causal, int64_t window) {
+  return attend(Check("attention"), q, k, v, lengths, scale, causal, window, cpu::attention);
+}
+
+#ifdef NYBBLE_CUDA
+Tensor attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
+                      double scale, bool causal, int64_t window) {
+  const CudaScope scope(q);
+  return attend(Check("attention", true), q, k, v, lengths, scale, causal, window, [&](AttentionArgs args) {
+    const Scratch scratch(q, cuda::attention_scratch_bytes(args));
+    args.scratch = scratch.data();
+    return cuda::attention(args, scope.stream());
+  });
+}
+#endif
 
 }  // namespace nybble::binding

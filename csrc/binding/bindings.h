@@ -50,6 +50,10 @@ Tensor int8_matmul_cpu(const Tensor& x, const Tensor& x_scale, const Tensor& wei
                        const std::optional<Tensor>& bias, ScalarType dtype);
 Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
                             const std::optional<Tensor>& slopes, double scale);
+Tensor paged_attention_cpu(const Tensor& q, const Tensor& keys, const Tensor& values,
+                           const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                           const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
+                           double scale, int64_t window, double softcap, bool batch_invariant);
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
                                                             const std::optional<Tensor>& allowed,
                                                             const std::optional<Tensor>& removable,
@@ -105,6 +109,18 @@ Tensor anneal_knapsack_cuda(const Tensor& cost, const Tensor& loss, const Tensor
                             const Tensor& temperature, int64_t steps, int64_t seed);
 Tensor int8_matmul_cuda(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& w_scale,
                         const std::optional<Tensor>& bias, ScalarType dtype);
+Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& values,
+                            const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
+                            const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
+                            double scale, int64_t window, double softcap, bool batch_invariant);
+void rope_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
+Tensor attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
+                      double scale, bool causal, int64_t window);
+Tensor cached_attention_cuda(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions,
+                             bool neox, const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                             int64_t window);
+Tensor decode_attention_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                             const std::optional<Tensor>& slopes, double scale);
 #endif
 
 }  // namespace nybble::binding

@@ -3,13 +3,18 @@
 #include "binding/rope.h"
 #include "ops/attention.h"
 #include "ops/kv_append.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
+namespace {
 
-Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox,
-                            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
-                            int64_t window) {
-  Check check("cached_attention_");
+// `kernels` does the three steps on either device.
+template <typename Kernels>
+Tensor step(Check check, const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox,
+            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale, int64_t window,
+            Kernels kernels) {
   KvAppendArgs store{};
   store.dtype = check.floats(qkv, "qkv");
   check.type(keys, "keys", qkv.scalar_type());
@@ -37,7 +42,7 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   const Tensor place = check_rope(check, cos, sin, positions, D, "keys have", turn);
 
   const int64_t H = width / D - 2 * Hk, item = qkv.element_size();
-  Tensor o = new_cpu({B, T, H * D}, qkv.scalar_type());
+  Tensor o = new_beside(qkv, {B, T, H * D}, qkv.scalar_type());
   if (o.numel() == 0) return o;
   char* base = static_cast<char*>(qkv.data_ptr());
 
@@ -46,7 +51,6 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   turn.B = B, turn.T = T, turn.H = H + Hk;
   turn.stride_b = T * width, turn.stride_t = width, turn.stride_h = D;
   turn.neox = neox;
-  if (turn.R > 0) check.done(cpu::rope(turn));
 
   store.keys = keys.data_ptr();
   store.values = values.data_ptr();
@@ -57,7 +61,6 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   store.keys_stride = {keys.stride(0), keys.stride(1), keys.stride(2)};
   store.values_stride = {values.stride(0), values.stride(1), values.stride(2)};
   store.k_stride = store.v_stride = {T * width, D, width};
-  check.done(cpu::kv_append(store));
 
   AttentionArgs attend{};
   attend.q = base;
@@ -75,8 +78,39 @@ Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& 
   attend.scale = static_cast<float>(scale);
   attend.causal = true;
   attend.window = window;
-  check.done(cpu::attention(attend));
+  check.done(kernels(turn, store, attend));
   return o;
 }
+
+}  // namespace
+
+Tensor cached_attention_cpu(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox,
+                            const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                            int64_t window) {
+  return step(Check("cached_attention_"), qkv, cos, sin, positions, neox, keys, values, lengths, scale, window,
+              [](const RopeArgs& turn, const KvAppendArgs& store, const AttentionArgs& attend) {
+                if (turn.R > 0) {
+                  if (const Status turned = cpu::rope(turn); !turned.ok()) return turned;
+                }
+                const Status stored = cpu::kv_append(store);
+                return stored.ok() ? cpu::attention(attend) : stored;
+              });
+}
+
+#ifdef NYBBLE_CUDA
+Tensor cached_attention_cuda(const Tensor& qkv, const Tensor& cos, const Tensor& sin, const Tensor& positions,
+                             bool neox, const Tensor& keys, const Tensor& values, const Tensor& lengths, double scale,
+                             int64_t window) {
+  const CudaScope scope(qkv);
+  return step(Check("cached_attention_", true), qkv, cos, sin, positions, neox, keys, values, lengths, scale, window,
+              [&](const RopeArgs& turn, const KvAppendArgs& store, AttentionArgs attend) {
+                const Status stored = cuda::rope_append(turn, store, scope.stream());
+                if (!stored.ok()) return stored;
+                const Scratch scratch(qkv, cuda::attention_scratch_bytes(attend));
+                attend.scratch = scratch.data();
+                return cuda::attention(attend, scope.stream());
+              });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -2,12 +2,17 @@
 #include "ops/decode_attention.h"
 
 #include "binding/bindings.h"
+#ifdef NYBBLE_CUDA
+#include "binding/stream.h"
+#endif
 
 namespace nybble::binding {
+namespace {
 
-Tensor decode_attention_cpu(const Tensor& q_in, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
-                            const std::optional<Tensor>& slopes, double scale) {
-  Check check("decode_attention");
+// `kernel` is that of either device.
+template <typename Kernel>
+Tensor attend(Check check, const Tensor& q_in, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+              const std::optional<Tensor>& slopes, double scale, Kernel kernel) {
   DecodeAttentionArgs args{};
   args.dtype = check.floats(q_in, "q");
   check.shape(q_in, "q", {"B", "H", "D"});
@@ -49,8 +54,28 @@ Tensor decode_attention_cpu(const Tensor& q_in, const Tensor& k_cache, const Ten
   args.q_stride_b = q.stride(0);
   args.q_stride_h = q.stride(1);
   args.scale = static_cast<float>(scale);
-  check.done(cpu::decode_attention(args));
+  check.done(kernel(args));
   return o;
 }
+
+}  // namespace
+
+Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                            const std::optional<Tensor>& slopes, double scale) {
+  return attend(Check("decode_attention"), q, k_cache, v_cache, lengths, slopes, scale, cpu::decode_attention);
+}
+
+#ifdef NYBBLE_CUDA
+Tensor decode_attention_cuda(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
+                             const std::optional<Tensor>& slopes, double scale) {
+  const CudaScope scope(q);
+  return attend(Check("decode_attention", true), q, k_cache, v_cache, lengths, slopes, scale,
+                [&](DecodeAttentionArgs args) {
+                  const Scratch scratch(q, cuda::decode_attention_scratch_bytes(args));
+                  args.scratch = scratch.data();
+                  return cuda::decode_attention(args, scope.stream());
+                });
+}
+#endif
 
 }  // namespace nybble::binding

@@ -54,6 +54,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
   m.impl("layer_norm_int8", TORCH_BOX(&layer_norm_int8_cpu));
   m.impl("int8_matmul", TORCH_BOX(&int8_matmul_cpu));
   m.impl("decode_attention", TORCH_BOX(&decode_attention_cpu));
+  m.impl("paged_attention", TORCH_BOX(&paged_attention_cpu));
 }
 
 #ifdef NYBBLE_CUDA
@@ -84,5 +85,10 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("gptq_group_", TORCH_BOX(&nybble::binding::gptq_group_cuda));
   m.impl("anneal_knapsack", TORCH_BOX(&nybble::binding::anneal_knapsack_cuda));
   m.impl("int8_matmul", TORCH_BOX(&nybble::binding::int8_matmul_cuda));
+  m.impl("paged_attention", TORCH_BOX(&nybble::binding::paged_attention_cuda));
+  m.impl("rope_", TORCH_BOX(&nybble::binding::rope_cuda));
+  m.impl("attention", TORCH_BOX(&nybble::binding::attention_cuda));
+  m.impl("cached_attention_", TORCH_BOX(&nybble::binding::cached_attention_cuda));
+  m.impl("decode_attention", TORCH_BOX(&nybble::binding::decode_attention_cuda));
 }
 #endif

@@ -12,6 +12,7 @@
 #include "ops/kv_append.h"
 #include "ops/matmul.h"
 #include "ops/norm.h"
+#include "ops/paged_attention.h"
 #include "ops/qmatmul.h"
 #include "ops/quantize.h"
 #include "ops/quantize_int8.h"
@@ -89,5 +90,6 @@ NYBBLE_DISPATCH(Status, quantize_int8, QuantizeArgs)
 NYBBLE_DISPATCH(Status, layer_norm_int8, NormInt8Args)
 NYBBLE_DISPATCH_VNNI(Status, int8_matmul, Int8MatmulArgs)
 NYBBLE_DISPATCH(Status, decode_attention, DecodeAttentionArgs)
+NYBBLE_DISPATCH(Status, paged_attention, PagedAttentionArgs)
 
 }  // namespace nybble::cpu

@@ -13,6 +13,7 @@ enum class Slot : int {
   gptq,
   norm_row,
   decode_attention,
+  paged_attention,
   sample,
   count
 };

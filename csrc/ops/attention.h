@@ -18,13 +18,15 @@ struct AttentionArgs {
   float scale;
   bool causal;
   int64_t window;
+  void* scratch;  // cuda: attention_scratch_bytes() of memory, from a 16-byte boundary
 };
 
 namespace cpu {
 Status attention(const AttentionArgs&);
 }
 namespace cuda {
+int64_t attention_scratch_bytes(const AttentionArgs&);
 Status attention(const AttentionArgs&, Stream);
-}
+}  // namespace cuda
 
 }  // namespace nybble

@@ -16,13 +16,15 @@ struct DecodeAttentionArgs {
   int64_t B, H, Hk, L, D;  // H a multiple of Hk, D of X
   int64_t q_stride_b, q_stride_h;
   float scale;
+  void* scratch;  // cuda: decode_attention_scratch_bytes() of memory, from a 16-byte boundary
 };
 
 namespace cpu {
 Status decode_attention(const DecodeAttentionArgs&);
 }
 namespace cuda {
+int64_t decode_attention_scratch_bytes(const DecodeAttentionArgs&);
 Status decode_attention(const DecodeAttentionArgs&, Stream);
-}
+}  // namespace cuda
 
 }  // namespace nybble

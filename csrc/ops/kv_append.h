@@ -1,6 +1,7 @@
 // keys[b, h, n_b - T + t] = k[b, t, h], values likewise from v, with n_b = lengths[b]: the tokens held after this step.
 #pragma once
 #include "ops/problem.h"
+#include "ops/rope.h"
 
 namespace nybble {
 
@@ -19,7 +20,9 @@ namespace cpu {
 Status kv_append(const KvAppendArgs&);
 }
 namespace cuda {
-Status kv_append(const KvAppendArgs&, Stream);
-}
+// rope and then kv_append, in one kernel: the last Hk heads of qk.x are k, and cache.k is not read. Lengths are clamped
+// to [0, S]; a token before slot 0 is not stored.
+Status rope_append(const RopeArgs& qk, const KvAppendArgs& cache, Stream);
+}  // namespace cuda
 
 }  // namespace nybble

@@ -15,6 +15,7 @@ from nybble.ops.sample_steps import TopK, TopP
 
 # A model of about a billion parameters.
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, HELD, VOCABULARY = 2048, 32, 8, 64, 512, 32000
+PAGE = 256  # tokens
 
 Call = Callable[[], object]
 Pair = tuple[str, Call, Call]
@@ -108,6 +109,15 @@ def _attention(M: int, dtype: torch.dtype) -> Iterator[Pair]:
         "decode_attention",
         lambda: ops.decode_attention(one, chunks, rows, held),
         _plainly("decode_attention", one, chunks, rows, held, None, HEAD_DIM**-0.5),
+    )
+    pages = -(-S // PAGE)
+    paged = torch.randn(2, pages, PAGE, KV_HEADS, HEAD_DIM).unbind()
+    table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
+    arguments = (q, *paged, None, None, table, lengths, None, HEAD_DIM**-0.5, 0, 0.0)
+    yield (
+        "paged_attention",
+        lambda: ops.paged_attention(q, paged[0], paged[1], table, lengths),
+        _plainly("paged_attention", *arguments),
     )
 
 

@@ -22,6 +22,7 @@ from nybble.ops.moe import moe_apply, moe_route
 from nybble.ops.mrope import VisionSpan, mrope_positions
 from nybble.ops.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
 from nybble.ops.packed import PackedMatrix
+from nybble.ops.paged_attention import paged_attention
 from nybble.ops.pages import common_prefix, paged_runs, rotate_pages_
 from nybble.ops.qmatmul import qmatmul
 from nybble.ops.quantize import gptq_group_, quantize_columns, quantize_error
@@ -59,6 +60,7 @@ __all__ = [
     "moe_apply",
     "moe_route",
     "mrope_positions",
+    "paged_attention",
     "paged_runs",
     "paley1",
     "paley2",

@@ -38,6 +38,9 @@ SCHEMAS: dict[str, str] = {
     "layer_norm_int8": "(Tensor x, Tensor weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
     "int8_matmul": "(Tensor x, Tensor x_scale, Tensor weight, Tensor w_scale, Tensor? bias, ScalarType dtype) -> Tensor",
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? slopes, float scale) -> Tensor",
+    "paged_attention": "(Tensor q, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
+    "Tensor block_table, Tensor lengths, Tensor? slopes, float scale, int window, float softcap, "
+    "bool batch_invariant=False) -> Tensor",
     "sample_chain": "(Tensor logits, Tensor temperature, Tensor? allowed, Tensor? removable, int[] steps, Tensor values, "
     "Tensor random, int top) -> (Tensor, Tensor, Tensor, Tensor)",
     "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty, Tensor? frequency=None, "

@@ -30,6 +30,7 @@ def attention(
         q: ``[B, T, H, D]`` float32, float16 or bfloat16.
         k, v: ``[B, S, Hk, D]`` in q's dtype; H a multiple of Hk. Only unit stride along D avoids a copy.
         lengths: int64 ``[B]``, each in ``[0, S]``; None: S. What lies beyond is never read into the result.
+            A GPU clamps them.
         scale: None: ``D ** -0.5``.
         window: 0: none.
 

@@ -28,7 +28,8 @@ def cached_attention_(
             changed in place.
         rope: ``cos``, ``sin`` float32 ``[P, R/2]`` and ``positions`` int64 ``[B, T]``, as :func:`rope_` takes them.
         cache: ``keys``, ``values`` ``[B, Hk, S, D]`` in qkv's dtype, unit stride along D, changed in place; int64
-            ``lengths [B] = n``, each in ``[T, S]``: tokens held once the new ones are in.
+            ``lengths [B] = n``, each in ``[T, S]``: tokens held once the new ones are in. A GPU clamps them to ``[0, S]``
+            and stores no token before the first slot.
         scale: None: ``D ** -0.5``.
         window: each query sees that many keys; 0: all before it.
         neox: as for :func:`rope_`.

@@ -30,7 +30,7 @@ def decode_attention(
         k_cache: ``[B, Hk, D/x, L, x]`` in q's dtype, contiguous, x = 16 bytes of elements: channel d of slot s is
             ``[b, g, d // x, s, d % x]``. H a multiple of Hk.
         v_cache: ``[B, Hk, L, D]`` in q's dtype, contiguous.
-        lengths: int64 ``[B]``, 0 or more; may exceed L.
+        lengths: int64 ``[B]``, 0 or more; may exceed L. On a GPU one below 0 counts as 0.
         slopes: float32 ``[H]``, contiguous; a positive one favours near tokens (ALiBi). None: 0.
         scale: None: ``D ** -0.5``.
 

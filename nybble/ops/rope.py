@@ -17,7 +17,7 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, neox: bool 
     Args:
         x: ``[B, T, H, D]`` float32, float16 or bfloat16, unit stride along D; changed in place.
         cos, sin: float32 ``[P, R/2]``, contiguous, ``R <= D``.
-        positions: int64 ``[B, T]``, each in ``[0, P)``.
+        positions: int64 ``[B, T]``, each in ``[0, P)``; on a GPU one outside gives NaN.
         neox: pair channel ``i`` with ``i + R/2``; otherwise ``2i`` with ``2i + 1``.
 
     Returns ``x``. Raises ``RuntimeError`` naming what does not fit.

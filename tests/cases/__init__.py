@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from tests.cases import core, decode_attention, int8, kv, matrix, moe, norms, quantize, sampling
+from tests.cases import (
+    core,
+    decode_attention,
+    int8,
+    kv,
+    matrix,
+    moe,
+    norms,
+    paged_attention,
+    quantize,
+    sampling,
+)
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
@@ -38,6 +49,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     int8.layer_norm_cases,
     int8.matmul_cases,
     decode_attention.decode_attention_cases,
+    paged_attention.paged_attention_cases,
     sampling.chain_cases,
     sampling.penalty_cases,
     sampling.large_vocabulary_cases,

@@ -155,6 +155,8 @@ def cached_attention_cases() -> Iterator[Case]:
         (3, 2, 6, 2, 16, 8, 9, 0, [9, 2, 5]),
         (2, 3, 4, 4, 64, 64, 70, 5, [70, 33]),
         (1, 1, 8, 1, 32, 32, 600, 0, [555]),
+        (2, 70, 4, 2, 128, 128, 150, 0, [150, 80]),
+        (1, 2, 3, 1, 10, 6, 7, 0, [6]),
         (0, 1, 2, 1, 8, 8, 3, 0, []),
         (2, 0, 2, 1, 8, 8, 3, 0, [0, 3]),
     ]
@@ -176,8 +178,9 @@ def cached_attention_cases() -> Iterator[Case]:
                     stored[0][b, :, new] = turned[b, :, H : H + Hk].transpose(0, 1)
                     stored[1][b, :, new] = turned[b, :, H + Hk :].transpose(0, 1)
                 k, v = (x.transpose(1, 2) for x in stored)
-                o = plain_attention(turned[:, :, :H], k, v, after, D**-0.5, True, window)
-                size = 4.0 * D**0.5 * ((D + 8) * F32 + 2 * UNIT[dtype]) + (S + 16) * F32
+                args = (turned[:, :, :H], k, v.to(dtype), after, D**-0.5, True, window)
+                o, bound = expected_attention(args)
+                bound += 20.0 * D**0.5 * 2 * UNIT[dtype]  # q and k are rounded before they meet
                 turned_bound = (
                     rounding(turned, dtype) + 8 * F32 * turned.abs().amax()
                     if turned.numel()
@@ -187,7 +190,7 @@ def cached_attention_cases() -> Iterator[Case]:
                     turned_bound.flatten(2) if torch.is_tensor(turned_bound) else 0.0,
                     rounding(stored[0], dtype) + 32 * F32,
                     0.0,
-                    (size * 5.0 + 4 * UNIT[dtype] * o.abs() + 1e-6).flatten(2),
+                    bound.flatten(2),
                 )
                 yield Case(
                     "cached_attention_",
@@ -311,23 +314,22 @@ def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, scale: float, causal: bool, window: int
 ) -> Tensor:
     """The header's formula, one query at a time, in float64."""
-    B, T, H, D = q.shape
+    B, T, H, _ = q.shape
     S, Hk = k.shape[1:3]
-    out = torch.zeros(B, T, H, D, dtype=torch.float64)
+    out = torch.zeros(B, T, Hk, H // Hk, v.shape[3], dtype=torch.float64)
     for b in range(B):
         length = S if lengths is None else int(lengths[b])
+        queries = q[b].double().unflatten(1, (Hk, -1)) * scale
+        keys, values = k[b, :length].double(), v[b, :length].double()
         for t in range(T):
             p = length - T + t
-            keys = [
-                s
-                for s in range(length)
-                if (not causal or s <= p) and (window == 0 or s > p - window)
-            ]
-            for h in range(H if keys else 0):
-                g = h // (H // Hk)
-                score = (k[b, keys, g].double() @ q[b, t, h].double()) * scale
-                out[b, t, h] = score.softmax(0) @ v[b, keys, g].double()
-    return out
+            seen = slice(
+                max(0, p - window + 1) if window else 0,
+                max(0, min(length, p + 1)) if causal else length,
+            )
+            weights = torch.einsum("hgd,shd->hgs", queries[t], keys[seen]).softmax(-1)
+            out[b, t] = torch.einsum("hgs,shd->hgd", weights, values[seen])
+    return out.flatten(2, 3)
 
 
 def attention_cases() -> Iterator[Case]:
@@ -342,6 +344,18 @@ def attention_cases() -> Iterator[Case]:
         (1, 5, 3, 2, 1, 16, True, 0, None),  # the first queries stand before the first key
         (0, 2, 4, 2, 1, 16, True, 0, None),
         (1, 1, 700, 4, 2, 64, True, 0, None),
+        # More than one tile of rows and of keys, on either side of the GPU kernels' sizes.
+        (1, 150, 333, 4, 2, 128, True, 0, [300]),
+        (2, 66, 200, 6, 2, 96, True, 70, [200, 91]),
+        (1, 70, 130, 2, 2, 256, True, 0, None),
+        (3, 40, 65, 4, 1, 64, False, 0, [65, 64, 1]),
+        (1, 17, 90, 3, 3, 20, False, 0, None),
+        (1, 9, 40, 2, 1, 300, True, 0, [33]),
+        (1, 2, 0, 2, 1, 16, True, 0, None),
+        # Few queries and many keys: several blocks share the keys of one query.
+        (2, 20, 1300, 4, 1, 64, True, 0, [1300, 200]),
+        (1, 6, 1300, 4, 1, 128, True, 500, [1100]),
+        (2, 5, 1300, 4, 1, 192, False, 0, [0, 1300]),
     ]
     for dtype in DTYPES:
         for B, T, S, H, Hk, D, causal, window, lengths in shapes:
@@ -351,12 +365,30 @@ def attention_cases() -> Iterator[Case]:
                 for b, length in enumerate(lengths or []):
                     k[b, length:], v[b, length:] = torch.nan, torch.nan
             scale = D**-0.5
-            expected = plain_attention(q, k, v, n, scale, causal, window)
-            # Scores of size |q||k|scale carry D roundings; the softmax turns them into a relative error of the weights.
-            size = 4.0 * D**0.5 * (D + 8) * F32 + (S + 16) * F32
-            bound = size * 5.0 + 4 * UNIT[dtype] * expected.abs() + 1e-6
+            args = (q, k, v, n, scale, causal, window)
             name = f"{dtype}-b{B}t{T}s{S}h{H}k{Hk}d{D}-causal{int(causal)}-w{window}"
-            yield Case("attention", name, (q, k, v, n, scale, causal, window), expected, bound)
+            yield Case("attention", name, args, *expected_attention(args))
+        # Views: q from a fused projection, keys and values as a cache holds them; then addresses that no 16 bytes divide.
+        for offset in (0, 1):
+            q = torch.randn(2, 19, 4 + 2 * 2, 64 + offset).to(dtype)[:, :, :4, offset:]
+            k, v = torch.randn(2, 2, 2, 50, 64 + offset).to(dtype)[..., offset:].transpose(2, 3)
+            n = torch.tensor([41, 50])
+            for scale in (0.125, -0.125):
+                args = (q, k, v, n, scale, True, 0)
+                name = f"{dtype}-views-offset{offset}-scale{scale}"
+                yield Case("attention", name, args, *expected_attention(args))
+
+
+def expected_attention(args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """And how far from it, for scores of standard normal numbers with ``scale = D ** -0.5``."""
+    q, k, v, *rest = args
+    S, D, unit = k.shape[1], q.shape[3], UNIT[v.dtype]
+    expected, size = plain_attention(q, k, torch.cat([v, v.abs()], -1), *rest).chunk(2, -1)
+    # Scores of size |q||k|scale carry D roundings; the softmax turns them into a relative error of the weights.
+    scores = 4.0 * D**0.5 * (D + 8) * F32 + (S + 16) * F32
+    # Tensor cores take the weights in the dtype of the values.
+    weights = 0.0 if v.dtype == torch.float32 else unit
+    return expected, scores * 5.0 + 4 * unit * expected.abs() + weights * size + 1e-6
 
 
 def gate_cases() -> Iterator[Case]:

@@ -20,9 +20,9 @@ def plain_decode_attention(
     q: Tensor, keys: Tensor, values: Tensor, lengths: list[int], slopes: Tensor | None, scale: float
 ) -> Tensor:
     """The docstring's formula, one head and one token at a time, in float64."""
-    B, H, D = q.shape
+    B, H, _ = q.shape
     Hk, L = keys.shape[1:3]
-    out = torch.zeros(B, H, D, dtype=torch.float64)
+    out = torch.zeros(B, H, values.shape[3], dtype=torch.float64)
     for b, length in enumerate(lengths):
         tokens = range(max(0, length - L), length)
         for h in range(H if length and L else 0):
@@ -51,6 +51,7 @@ def decode_attention_cases() -> Iterator[Case]:
         (1, 2, 1, 300, 16, [299], False),
         (0, 2, 1, 4, 16, [], False),
         (2, 2, 1, 0, 16, [3, 0], False),
+        (2, 9, 1, 700, 64, [900, 513], True),  # several parts of a ring, nine heads of one KV head
     ]
     for dtype in DTYPES:
         for B, H, Hk, L, D, lengths, alibi in shapes:
@@ -62,10 +63,15 @@ def decode_attention_cases() -> Iterator[Case]:
             wide = torch.randn(B, H + 3, D).to(dtype)
             q, scale = wide[:, 2 : H + 2], D**-0.5  # a view, as the fused projection gives it
             slopes = torch.rand(H) if alibi else None
-            expected = plain_decode_attention(q, keys, values, lengths, slopes, scale)
+            both = torch.cat([values, values.abs()], -1)
+            expected, weighted = plain_decode_attention(
+                q, keys, both, lengths, slopes, scale
+            ).chunk(2, -1)
             # As for attention: scores carry D roundings, the softmax turns them into a relative error of the weights.
             size = 4.0 * D**0.5 * (D + 8) * F32 + (L + 16) * F32
             bound = size * 5.0 + 4 * UNIT[dtype] * expected.abs() + 1e-6
+            if dtype != torch.float32:  # tensor cores take the weights in the dtype of the values
+                bound = bound + UNIT[dtype] * weighted
             args = (
                 q,
                 chunked(keys),

@@ -31,8 +31,8 @@ __device__ inline void multiply(float (&sum)[4], const Words<Pack<W, V>>& upper,
                                 const Words<Pack<T, V>>& x) {
   if constexpr (std::is_same_v<T, W>) {
     const uint4 a = upper.word[0], b = lower.word[0], c = x.word[0];
-    mma_half<T>(sum, {a.x, b.x, a.y, b.y}, {c.x, c.y});
-    mma_half<T>(sum, {a.z, b.z, a.w, b.w}, {c.z, c.w});
+    multiply_add<T>(sum, {a.x, b.x, a.y, b.y}, c.x, c.y);
+    multiply_add<T>(sum, {a.z, b.z, a.w, b.w}, c.z, c.w);
   } else {
 #pragma unroll
     for (int j = 0; j < V; j += 2) {

@@ -20,6 +20,7 @@ from nybble.ops.reference.kv import fp8_decode_, fp8_encode_, kv_dequantize_, kv
 from nybble.ops.reference.matmul import matmul
 from nybble.ops.reference.moe import moe_route
 from nybble.ops.reference.norm import layer_norm, layer_norm_, rms_norm, rms_norm_
+from nybble.ops.reference.paged_attention import paged_attention
 from nybble.ops.reference.qmatmul import qmatmul
 from nybble.ops.reference.quantize import gptq_group_, quantize_columns, quantize_error
 from nybble.ops.reference.rope import rope_
@@ -58,4 +59,5 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "layer_norm_int8": layer_norm_int8,
     "int8_matmul": int8_matmul,
     "decode_attention": decode_attention,
+    "paged_attention": paged_attention,
 }

@@ -1,0 +1,190 @@
+// Keys and values on their way to shared memory: the sizes of a ring of stages, and who copies what into it.
+#pragma once
+#include "cuda/common/async_copy.cuh"
+#include "cuda/paged_attention/plan.cuh"
+#include "cuda/paged_attention/storage.cuh"
+
+namespace nybble::cuda::paged {
+
+// Sizes of one kernel, known to the host too.
+template <typename KeyStorage, typename ValueStorage, int kD>
+struct Shape {
+  static constexpr int D = kD;
+  static constexpr bool kBytes = KeyStorage::kUnit > 8;
+#ifndef ATTN_WARPS
+#define ATTN_WARPS 8
+#define ATTN_KT 32
+#endif
+  static constexpr int kWarps = kBytes && D <= 128 ? ATTN_WARPS : 8;
+  static constexpr int kTokens = D / KeyStorage::kUnit > 8 || D > 128 ? 16 : kBytes ? ATTN_KT : 32;
+  using Keys = Tile<KeyStorage, D, kTokens>;
+  using Values = Tile<ValueStorage, D, kTokens>;
+  static constexpr int kStage = Keys::kBytes + Values::kBytes;
+  static constexpr int kQuery = kRows * D * 2;
+  static constexpr int kWanted = (231424 / kWarps - kQuery) / kStage;
+  static constexpr int kStages = kWanted < 3 ? 3 : kWanted > 5 ? 5 : kWanted;
+  static constexpr int kRing = kStages * kStage;
+  static constexpr int kWarpBytes = kRing + kQuery;
+};
+
+// NaN if a page of tokens [begin, end) of sequence b does not exist, else 0. The whole warp calls it.
+__device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int begin, int end) {
+  if (a.block_table == nullptr) return 0.0f;
+  const int last = page_of(a, plan, end - 1);
+  bool missing = false;
+#pragma unroll 1
+  for (int i = page_of(a, plan, begin) + static_cast<int>(threadIdx.x % 32); i <= last; i += 32)
+    missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
+  return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
+}
+
+// Where a lane finds its pieces of keys or of values, and where they go in a stage. The rows of a team's kTeam heads
+// are dealt out in units to the lanes of its warps in turn: neighbours read neighbours.
+template <typename S, typename Tile, int kTeam>
+class Source {
+ public:
+  __device__ Source(const KvPages& kv, const Reach& reach, int first_head, int member) : member_(member) {
+    const int lane = threadIdx.x % 32;
+    const uint64_t head = first_head + head_of(0), scales_head = first_head + lane % kTeam;
+    data_ = static_cast<const char*>(kv.data) + (head * reach.head + kSteady * (lane % kUnits)) * 16;
+    scales_ = static_cast<const char*>(kv.scales) + scales_head * reach.scales_head * Tile::kScaleBytes;
+  }
+
+  // `page`, `slot`: of the token that this lane stands for; not `there`: zeros.
+  __device__ void copy(const Reach& reach, int page, int slot, bool there, unsigned to) const {
+    constexpr unsigned kAbsent = ~0u;
+    constexpr int kPieces = S::kTokens * kUnits / 32;  // of a lane
+    static_assert(S::kTokens * kUnits % 32 == 0, "every lane copies alike");
+    const int lane = threadIdx.x % 32;
+    const unsigned mine = there ? page * reach.page + slot * reach.slot : kAbsent;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int row = row_of(i), token = row / kTeam, unit = (i * 32 + lane) % kUnits;
+      const unsigned from = __shfl_sync(0xffffffffu, mine, token);
+      copy_async<16>(to + row % kTeam * S::kRing + Tile::place(token, unit),
+                     data_ + (from + (kSteady ? 0ull : unit)) * 16ull, from != kAbsent);
+    }
+    if constexpr (Tile::kScaleBytes > 0) {
+      const unsigned scale = there ? page * reach.scales_page + slot * reach.scales_slot : kAbsent;
+      const int row = member_ * 32 + lane, token = row / kTeam;
+      const unsigned from = kTeam == 1 ? scale : __shfl_sync(0xffffffffu, scale, token);
+      if (token < S::kTokens)
+        copy_async<Tile::kScaleBytes>(to + row % kTeam * S::kRing + Tile::scales() + token * Tile::kScaleBytes,
+                                      scales_ + static_cast<uint64_t>(from) * Tile::kScaleBytes, from != kAbsent);
+    }
+  }
+
+ private:
+  static constexpr int kUnits = Tile::kUnits;
+  static constexpr bool kSteady = 32 % kUnits == 0;  // a lane's pieces are the same unit of different tokens
+  static_assert(kSteady || kTeam == 1, "and of the same head");
+
+  // Row, of kTokens * kTeam, that piece i belongs to: first all heads of a token.
+  __device__ int row_of(int i) const {
+    return ((i * kTeam + member_) * 32 + static_cast<int>(threadIdx.x % 32)) / kUnits;
+  }
+  __device__ int head_of(int i) const { return row_of(i) % kTeam; }
+
+  const char *data_, *scales_;
+  const int member_;
+};
+
+// Fills stages with tiles, one after the other, across sequences. A team's warps fill them together, each its share of
+// every head's stage: a tile may be used when `full` says that all have arrived, a stage filled again when `empty` says
+// that all have done with it. A warp on its own needs no barriers.
+template <typename S, int kTeam>
+class Loader {
+ public:
+  // `ring`: this warp's stages; `barriers`: of the team.
+  __device__ Loader(const PagedAttentionArgs& a, const Plan& plan, const Work& work, int head, unsigned ring,
+                    unsigned barriers)
+      : a_(a),
+        plan_(plan),
+        member_(threadIdx.x / 32 % kTeam),
+        keys_(a.keys, plan.keys, head - member_, member_),
+        values_(a.values, plan.values, head - member_, member_),
+        ring_(ring - member_ * S::kRing),
+        barriers_(barriers),
+        b_(work.b),
+        left_(work.count) {
+    if (left_ > 0) {
+      enter();
+      tile_ += work.tile;
+      find_page();
+    }
+  }
+
+  // Starts the next tile's copies, or nothing when there is none.
+  __device__ void next() {
+    if (left_ > 0) {
+      if (kTeam > 1 && turn_ > 0) wait_for_phase(empty(stage_), (turn_ - 1) & 1);
+      const bool there = there_ && static_cast<unsigned>(page_) < static_cast<unsigned>(a_.P);
+      const unsigned to = ring_ + stage_ * S::kStage;
+      keys_.copy(plan_.keys, page_, slot_, there, to);
+      values_.copy(plan_.values, page_, slot_, there, to + S::Keys::kBytes);
+      if (kTeam > 1) arrive_after_copies(full(stage_));
+      if (++stage_ == S::kStages) stage_ = 0, ++turn_;
+      ++tile_;
+      if (--left_ > 0) {
+        while (tile_ == end_) {
+          ++b_;
+          enter();
+        }
+        find_page();
+      }
+    }
+    if (kTeam == 1) commit_copies();
+  }
+
+  // The tile in a stage, filled for the turn-th time, is there.
+  __device__ void wait(int stage, int turn) const {
+    if (kTeam > 1)
+      wait_for_phase(full(stage), turn & 1);
+    else
+      wait_for_copies<S::kStages - 2>();
+    __syncwarp();
+  }
+  // This warp has done with it.
+  __device__ void release(int stage) const {
+    __syncwarp();
+    if (kTeam > 1 && threadIdx.x % 32 == 0) arrive(empty(stage));
+  }
+
+ private:
+  __device__ unsigned full(int stage) const { return barriers_ + stage * 8; }
+  __device__ unsigned empty(int stage) const { return barriers_ + (S::kStages + stage) * 8; }
+
+  __device__ void enter() {
+    length_ = length_of(a_, plan_, b_);
+    seen_ = first_seen(a_, length_);
+    const Tiles tiles = tiles_of(a_, plan_, length_);
+    tile_ = tiles.first;
+    end_ = tiles.last;
+    pages_ = a_.block_table + b_ * a_.block_table_stride;
+  }
+
+  // A lane looks up the page of one token, a tile before it is needed.
+  __device__ void find_page() {
+    const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
+    there_ = lane < S::kTokens && token < length_ && token >= seen_;
+    page_ = static_cast<int>(b_);
+    slot_ = token;
+    if (a_.block_table == nullptr) return;
+    const int i = page_of(a_, plan_, token);
+    if (there_) page_ = pages_[i];
+    slot_ = token - i * static_cast<int>(a_.page);
+  }
+
+  const PagedAttentionArgs& a_;
+  const Plan& plan_;
+  const int member_;
+  const Source<S, typename S::Keys, kTeam> keys_;
+  const Source<S, typename S::Values, kTeam> values_;
+  const unsigned ring_, barriers_;  // the first member's ring
+  const int32_t* pages_ = nullptr;
+  int64_t b_;
+  int left_, stage_ = 0, turn_ = 0, length_ = 0, seen_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
+  bool there_ = false;
+};
+
+}  // namespace nybble::cuda::paged

@@ -1,0 +1,118 @@
+// Which kernel, how many warps, how many ranges; then the kernel and `combine`.
+#include <cstdlib>
+
+#include "cuda/paged_attention/plan.cuh"
+
+namespace nybble::cuda {
+namespace {
+
+using namespace paged;
+
+bool is_code(KvKind kind) { return kind == KvKind::q8 || kind == KvKind::q4; }
+
+// Every row of 16 bytes can be read as one, and 32 bits count them all.
+bool aligned(const PagedAttentionArgs& a, const KvPages& kv) {
+  const int64_t item = kv.kind == KvKind::plain ? 2 : 1;
+  for (const int64_t stride : {kv.stride_page, kv.stride_slot, kv.stride_head})
+    if (stride * item % 16 != 0) return false;
+  if (reinterpret_cast<uintptr_t>(kv.data) % 16 != 0) return false;
+  const int64_t bytes =
+      ((a.P - 1) * kv.stride_page + (a.page - 1) * kv.stride_slot + (a.Hk - 1) * kv.stride_head) * item;
+  if (bytes / 16 >= 0xfffffff0) return false;
+  if (!is_code(kv.kind)) return true;
+  const int64_t token = a.D / 32;  // scales of a token, read in one piece of up to 16 bytes
+  for (const int64_t stride : {kv.scales_page, kv.scales_slot, kv.scales_head})
+    if (stride % token != 0) return false;
+  return reinterpret_cast<uintptr_t>(kv.scales) % (token * 2) == 0;
+}
+
+Kernel choose(const PagedAttentionArgs& a) {
+  const KvKind k = a.keys.kind, v = a.values.kind;
+  Kernel kernel{};
+  const bool pairs = reinterpret_cast<uintptr_t>(a.q) % 4 == 0 && (a.q_stride_b | a.q_stride_t | a.q_stride_h) % 2 == 0;
+  if (gpu().sm >= 80 && a.dtype != DType::f32 && pairs && aligned(a, a.keys) && aligned(a, a.values)) {
+    if (k == KvKind::plain && v == k) kernel = a.dtype == DType::f16 ? half_kernel(a.D) : bfloat_kernel(a.D);
+    if (k == KvKind::fp8 && v == k) kernel = fp8_kernel(a.D);
+    if (k == KvKind::q8 && v == k) kernel = q8_kernel(a.D);
+    if (k == KvKind::q4 && v == k) kernel = q4_kernel(a.D);
+    if (k == KvKind::q8 && v == KvKind::q4) kernel = q8_q4_kernel(a.D);
+  }
+  // A device with little shared memory may not have room for one warp's ring.
+  if (kernel.launch == nullptr || kernel.warp_bytes > gpu().shared_memory) return plain_kernel(a);
+  return kernel;
+}
+
+Reach reach_of(const PagedAttentionArgs& a, const KvPages& kv) {
+  const int64_t item = kv.kind == KvKind::plain ? 2 : 1, token = a.D < 32 ? 1 : a.D / 32;
+  const auto pieces = [](int64_t n, int64_t size) { return static_cast<unsigned>(n / size); };
+  return {pieces(kv.stride_page * item, 16), pieces(kv.stride_slot * item, 16), pieces(kv.stride_head * item, 16),
+          pieces(kv.scales_page, token),     pieces(kv.scales_slot, token),     pieces(kv.scales_head, token)};
+}
+
+// Independent of the pointers, but for the kernel's tile: scratch is sized with the smallest one.
+Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
+  Plan plan{};
+  plan.tile_shift = kernel.tile_shift;
+  plan.group = static_cast<int>(a.H / a.Hk);
+  plan.rows = static_cast<int>(a.T) * plan.group;
+  plan.most = static_cast<int>(a.n * a.page);
+  plan.blocks_of_head = (plan.rows + kRows - 1) / kRows;
+  plan.heads = static_cast<int>(a.Hk) * plan.blocks_of_head;
+  plan.page_shift = -1;
+  for (int shift = 0; shift < 31; ++shift)
+    if (a.page == int64_t{1} << shift) plan.page_shift = shift;
+  plan.keys = reach_of(a, a.keys);
+  plan.values = reach_of(a, a.values);
+  const int fit = (gpu().shared_memory - 1024) / kernel.warp_bytes;
+  plan.warps = fit >= kernel.warps ? kernel.warps : fit >= 4 ? fit / 4 * 4 : fit;
+  // Heads that lie side by side are read side by side: whole rows of memory, and scales in more than 8 bytes.
+  const bool beside = a.keys.stride_head < a.keys.stride_slot && a.values.stride_head < a.values.stride_slot;
+  plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeamWarps && a.Hk % kTeamWarps == 0;
+#ifdef ATTN_ALONE
+  plan.team = false;
+#endif
+  if (a.batch_invariant) {
+    plan.ranges = kSegments;
+    plan.slots = a.B * kSegments;
+    return plan;
+  }
+  // As many workers as run at once. Where heads do not divide them well, several rounds of them.
+  const int64_t workers = static_cast<int64_t>(gpu().processors) * plan.warps;
+  const int64_t rounds = workers >= 8 * plan.heads ? 1 : 4;
+  const int64_t tiles = a.B * ((a.n * a.page >> plan.tile_shift) + 1), ranges = rounds * workers / plan.heads;
+  plan.ranges = static_cast<int>(ranges < 1 ? 1 : ranges < tiles ? ranges : tiles);
+  plan.slots = plan.ranges + a.B;
+  return plan;
+}
+
+}  // namespace
+
+int64_t paged_attention_scratch_bytes(const PagedAttentionArgs& a) {
+  if (a.B * a.T * a.H * a.D == 0 || a.n * a.page == 0) return 0;
+  const Kernel kernel = choose(a);
+  const Plan plan = plan_for(a, kernel);
+  return plan.slots * a.H * a.T * (a.D + 2) * static_cast<int64_t>(sizeof(float)) + 16;
+}
+
+Status paged_attention(const PagedAttentionArgs& a, Stream stream) {
+  if (a.B * a.T * a.H * a.D == 0) return {};
+  if (a.n * a.page == 0)
+    return status(cudaMemsetAsync(a.o, 0, a.B * a.T * a.H * a.D * (a.dtype == DType::f32 ? 4 : 2), native(stream)));
+  if (a.n * a.page > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 tokens of a sequence"};
+  const Kernel kernel = choose(a);
+  if (kernel.launch == nullptr) return {"paged_attention: heads of more than 512 channels"};
+  const Plan plan = plan_for(a, kernel);
+#ifdef ATTN_DEV
+  const char* dev = getenv("ATTN_SKIP");
+  const int skip = dev ? atoi(dev) : 0;
+  if (skip == 2) return combine(a, plan, is_code(a.values.kind) && kernel.launch != plain_kernel(a).launch, stream);
+  if (skip == 1) return kernel.launch(a, plan, stream);
+#endif
+  const Status started = kernel.launch(a, plan, stream);
+  if (!started.ok()) return started;
+  // The plain kernel undoes the rotation of each value itself.
+  const bool rotated = is_code(a.values.kind) && kernel.launch != plain_kernel(a).launch;
+  return combine(a, plan, rotated, stream);
+}
+
+}  // namespace nybble::cuda
