@@ -51,7 +51,7 @@ void library_product(const Product& p, const Tensor& x, const Tensor& weight, co
       torch::stable::detail::from(x.dim() == 2 ? x : torch::stable::reshape(x, {a.M, a.K})),
       torch::stable::detail::from(weight), torch::stable::detail::from(bias),
       torch::stable::detail::from(x.dim() == 2 ? p.y : torch::stable::reshape(p.y, {a.M, a.N}))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // takes back what the call returned
 }
 #endif

@@ -91,8 +91,8 @@ Status repetition_penalty(const RepetitionPenaltyArgs& a, Stream stream) {
   unsigned blocks = 1;
   if (gpu().sm >= 90)
     while (blocks < 8 && blocks * kThreads < a.L && 2 * blocks * a.B <= gpu().processors) blocks *= 2;
-  return launch_clusters(repetition_penalty_kernel, blocks, dim3(static_cast<unsigned>(a.B) * blocks), dim3(kThreads),
-                         stream, gpu().sm >= 90, a, scratch);
+  return launch_clusters(repetition_penalty_kernel, dim3(static_cast<unsigned>(a.B) * blocks), static_cast<int>(blocks),
+                         dim3(kThreads), 0, stream, gpu().sm >= 90, a, scratch);
 }
 
 }  // namespace nybble::cuda

@@ -20,6 +20,11 @@ struct QMatmulArgs {
   const void* bias;       // [N], x_dtype, or nullptr
   const void* add;        // [M, N], x_dtype, rows add_stride elements apart, or nullptr
   int64_t add_stride;
+  // Done to x first, where cuda::qmatmul_prepares() says so; the bits are those of the ops of their own.
+  const void* norm = nullptr;  // [K], norm_dtype: rms_norm's weight
+  DType norm_dtype = DType::f32;
+  float eps = 0;
+  int gate = -1;    // an Act (ops/gate.h): x is [M, 2 K], a gate and what is gated
   void* y;          // [M, N], x_dtype, contiguous, fully written
   int64_t M, N, K;  // N is the true width; NB = ceil(N / 16)
   int64_t KB, G;    // k blocks, groups
@@ -34,6 +39,8 @@ int64_t qmatmul_scratch_bytes(const QMatmulArgs&);
 Status qmatmul(const QMatmulArgs&);
 }  // namespace cpu
 namespace cuda {
+// Whether norm or gate may be given for this product.
+bool qmatmul_prepares(const QMatmulArgs&);
 int64_t qmatmul_scratch_bytes(const QMatmulArgs&);
 Status qmatmul(const QMatmulArgs&, Stream);
 }  // namespace cuda

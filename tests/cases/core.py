@@ -104,6 +104,26 @@ def qmatmul_cases() -> Iterator[Case]:
         yield qmatmul_case(f"wide-range-a{act_bits}", wild, m, act_bits)
 
 
+def half_qmatmul_cases() -> Iterator[Case]:
+    """float16 and bfloat16 in the numbers of rows, widths and lengths that a GPU's kernels tell apart."""
+    for dtype in (torch.float16, torch.bfloat16):
+        m = random_packed(333, 37, [5, 3, 8, 2, 6, 4], zeros=True, shuffled=True, bias=dtype)
+        for M in (1, 2, 3, 7, 8, 9, 16, 17, 33):
+            yield qmatmul_case(f"mixed-{dtype}-m{M}", torch.randn(M, 333).to(dtype), m)
+        for bits in (2, 3, 4, 5, 6, 8):
+            m = random_packed(1152, 72, [bits], group=64)
+            yield qmatmul_case(f"w{bits}-{dtype}", torch.randn(4, 1152).to(dtype), m)
+        m = random_packed(9216, 80, [4], group=128)
+        yield qmatmul_case(f"long-{dtype}", torch.randn(11, 9216).to(dtype), m)
+        m = random_packed(520, 2304, [3, 4], group=256, zeros=True)
+        yield qmatmul_case(f"broad-{dtype}", torch.randn(2, 520).to(dtype), m)
+        m = random_packed(256, 64, [4], group=256)
+        x = torch.randn(256, 3).to(dtype).t()
+        yield qmatmul_case(f"turned-{dtype}", x, m)
+        x = torch.randn(3, 300).to(dtype)[:, 5:261]
+        yield qmatmul_case(f"askew-{dtype}", x, m)
+
+
 def fused_qmatmul_cases() -> Iterator[Case]:
     """What is done to x first and what is added last, beside the product of the input so prepared."""
     for dtype in DTYPES:

@@ -41,8 +41,35 @@ struct TileLane {
     }
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
-    if constexpr (kSecondBytes == 2)
-      word[kFirst] = __byte_perm(reinterpret_cast<const uint16_t*>(second)[lane], 0, 0x4140);  // byte 1 to byte 2
+    if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
+    spread();
+  }
+
+  // From global memory, past the first cache, as raw words: nothing waits for them before spread().
+  __device__ void fetch(const uint8_t* tile, int lane) {
+    if constexpr (kFirst == 4)
+      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                   : "l"(tile + 16 * lane));
+    else if constexpr (kFirst == 2)
+      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(word[0]), "=r"(word[1])
+                   : "l"(tile + 8 * lane));
+    else
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(tile + 4 * lane));
+    const uint8_t* second = tile + 128 * kFirst;
+    if constexpr (kSecondBytes == 4)
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(second + 4 * lane));
+    if constexpr (kSecondBytes == 2) {
+      uint16_t half;
+      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
+      word[kFirst] = half;
+    }
+  }
+
+  // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
+  __device__ void spread() {
+    if constexpr (kSecondBytes == 2) word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
   }
 };
 
@@ -79,6 +106,13 @@ __host__ __device__ constexpr int shift_of(int at) {
   return first;
 }
 
+// (word & mask) | magic as the one instruction it is: left to itself, the compiler makes two of two constants.
+__device__ inline uint32_t masked(uint32_t word, uint32_t mask, uint32_t magic) {
+  uint32_t value;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(value) : "r"(word), "r"(mask), "r"(magic));
+  return value;
+}
+
 // The pair whose codes are whole, at `kAt` in both halves of `word`, less kZero. All constants are small integers times
 // powers of two: nothing rounds.
 template <typename T, int kBits, int kAt, int kZero>
@@ -87,7 +121,7 @@ __device__ typename Pair<T>::type number(uint32_t word) {
   constexpr int shift = shift_of<T, kBits>(kAt), p = kAt - shift;
   constexpr uint32_t mask = ((1u << kBits) - 1) << p;
   constexpr float base = 1 << Pair<T>::kMantissa;
-  const uint32_t value = ((word >> shift) & (mask | mask << 16)) | Pair<T>::kMagic;
+  const uint32_t value = masked(word >> shift, mask | mask << 16, Pair<T>::kMagic);
   const P v = reinterpret_cast<const P&>(value);
   if constexpr (p == 0) return __hsub2(v, Pair<T>::both(base + kZero));
   return __hfma2(v, Pair<T>::both(1.0f / (1 << p)), Pair<T>::both(-base / (1 << p) - kZero));

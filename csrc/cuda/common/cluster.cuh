@@ -52,27 +52,4 @@ __device__ T* in_block(T* shared, unsigned rank) {
 #endif
 }
 
-// launch() for a grid of clusters of `blocks` blocks side by side in x.
-template <typename... Parameters, typename... Arguments>
-Status launch_clusters(void (*kernel)(Parameters...), unsigned blocks, dim3 grid, dim3 block, Stream stream, bool early,
-                       Arguments... arguments) {
-  cudaLaunchAttribute attributes[2]{};
-  unsigned count = 0;
-  if (early) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (blocks > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {blocks, 1, 1};
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = native(stream);
-  config.attrs = attributes;
-  config.numAttrs = count;
-  return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
-}
-
 }  // namespace nybble::cuda

@@ -28,21 +28,36 @@ __device__ inline void let_next_begin() {
 #endif
 }
 
-// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous().
+// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory.
 template <typename... Parameters, typename... Arguments>
-Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream, bool early,
-              Arguments... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                       bool early, Arguments... arguments) {
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(cluster);
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = native(stream);
-  config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
+template <typename... Parameters, typename... Arguments>
+Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream, bool early,
+              Arguments... arguments) {
+  return launch_clusters(kernel, grid, 1, block, shared, stream, early, arguments...);
 }
 
 // The current device, asked once for each: what kernels are chosen by.

@@ -18,6 +18,15 @@ struct Segment {
   int32_t group;   // of the first k block
   int32_t per;     // k blocks a group: k block first + i has group group + i / per
   int32_t bits;
+  uint32_t inverse;  // of `per`, for group_of(); a slow division stays out of the kernels
+
+  // i / per, exact below 2^16 k blocks.
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      int32_t group_of(int32_t i) const {
+    return inverse == 0 ? i : static_cast<int32_t>(static_cast<uint64_t>(i) * inverse >> 32);
+  }
 };
 
 constexpr int kMaxSegments = 64;  // a real EXL2 matrix has at most six
@@ -40,7 +49,7 @@ inline int32_t cut_segments(const int32_t* blocks, int32_t KB, int32_t begin, in
   int32_t kb = begin;
   while (kb < KB && out->segments < kMaxSegments) {
     const int32_t bits = blocks[2 * kb], group = blocks[2 * kb + 1];
-    Segment s{kb, 0, *offset, group, 0, bits};
+    Segment s{kb, 0, *offset, group, 0, bits, 0};
     const auto run = [&](int32_t from, int32_t g) {  // k blocks of this width and group from `from` on
       int32_t to = from;
       while (to < KB && blocks[2 * to] == bits && blocks[2 * to + 1] == g) ++to;
@@ -53,6 +62,7 @@ inline int32_t cut_segments(const int32_t* blocks, int32_t KB, int32_t begin, in
       s.count += more;
       if (more < s.per) break;
     }
+    s.inverse = s.per == 1 ? 0 : static_cast<uint32_t>(((1ull << 32) + s.per - 1) / s.per);
     kb += s.count;
     *offset += s.count * bits;
     out->segment[out->segments++] = s;

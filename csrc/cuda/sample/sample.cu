@@ -243,8 +243,8 @@ Status sample(const SampleArgs& a, Stream stream) {
   if (a.V > 0x7fffffff) return {"more than 2^31 - 1 logits in a row"};
   const unsigned blocks = blocks_of_row(a.B, a.V);
   if (a.B > 0x7fffffff / blocks) return {"more than 2^31 - 1 blocks of rows"};
-  return launch_clusters(sample_kernel, blocks, dim3(static_cast<unsigned>(a.B) * blocks), dim3(kTeamThreads), stream,
-                         gpu().sm >= 90, a);
+  return launch_clusters(sample_kernel, dim3(static_cast<unsigned>(a.B) * blocks), static_cast<int>(blocks),
+                         dim3(kTeamThreads), 0, stream, gpu().sm >= 90, a);
 }
 
 }  // namespace nybble::cuda

@@ -164,8 +164,8 @@ Status sample_chain(const SampleChainArgs& a, Stream stream) {
   }
   const int64_t rows = rows_at_a_time(a);
   const unsigned blocks = blocks_of_row(rows, a.V);
-  return launch_clusters(sample_chain_kernel, blocks, dim3(static_cast<unsigned>(rows) * blocks), dim3(kTeamThreads),
-                         stream, gpu().sm >= 90, a, steps);
+  return launch_clusters(sample_chain_kernel, dim3(static_cast<unsigned>(rows) * blocks), static_cast<int>(blocks),
+                         dim3(kTeamThreads), 0, stream, gpu().sm >= 90, a, steps);
 }
 
 }  // namespace nybble::cuda
