@@ -6,7 +6,7 @@
 namespace nybble::cuda {
 namespace {
 
-constexpr int kMostRows = 32;           // measured on an H200: from there on the wide kernel is faster
+constexpr int kMostRows = 16;           // measured on an H200: from there on the wide kernel is faster
 constexpr int kMostRowsInvariant = 16;  // one plan for any number of rows: x of so many must fit
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
@@ -17,7 +17,7 @@ struct Cut {
 };
 
 size_t shared_bytes(const Matrix& m, int rows, int splits, int batch) {
-  const int most = ceil_div(ceil_div(m.KB, 4), splits) * 4;  // k blocks of a block
+  const int most = ceil_div(ceil_div(m.KB, 4), splits) * 4 + kFewPadding;  // k blocks of a block
   const size_t x = static_cast<size_t>(most) * rows * 64;
   const size_t sums = m.zeros == nullptr ? 0 : static_cast<size_t>(most) * ((rows + 1) / 2 * 8);
   const size_t parts = static_cast<size_t>(batch) * rows * kTileColumns * sizeof(float);
@@ -105,7 +105,7 @@ Status qmatmul_few(const QMatmulArgs& a, Stream stream) {
   s.bias = a.bias;
   s.add_stride = a.add_stride;
   const Segment& one = s.m.segment[0];
-  const int bits = s.m.segments == 1 && one.per % 4 == 0 ? one.bits : 0;
+  const int bits = s.m.segments == 1 && one.per % 4 == 0 && a.KB % 4 == 0 ? one.bits : 0;
   for (int64_t row = 0; row < a.M; row += most) {
     s.M = static_cast<int32_t>(a.M - row < most ? a.M - row : most);
     s.x = static_cast<const uint16_t*>(a.x) + row * a.x_stride;

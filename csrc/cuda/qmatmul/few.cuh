@@ -28,6 +28,7 @@
 namespace nybble::cuda {
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
+constexpr int kFewPadding = 16;  // k blocks of zeros after x: the most tiles of a chunk
 
 // What is done to x before the product.
 enum class Before : int32_t { nothing, norm, silu, gelu_tanh };
@@ -59,24 +60,35 @@ struct Chunk {
   static constexpr int kScaled = kFine ? 1 : 4;
   TileLane<kBits> tiles[kTiles];
   uint16_t scale[kTiles / kScaled][2];  // of columns g and g + 8
-  int count;                            // tiles that are there
 
   // `at`: the first tile's number within the segment.
   __device__ __forceinline__ void fetch(const Matrix& m, const Segment& s, int64_t column, int at, int end, int lane) {
-    count = min(kTiles, end - at);
     const uint8_t* from = m.weight + column * m.column_bytes + 64ll * (s.offset + at * kBits);
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-      if (i < count) tiles[i].fetch(from + i * 64 * kBits, lane);
     const uint16_t* scales = m.scales + (column * m.G + s.group) * kTileColumns + lane / 4;
+    if (at + kTiles <= end)
+      fetch_some<true>(s, from, scales, at, kTiles, lane);
+    else
+      fetch_some<false>(s, from, scales, at, end - at, lane);
+  }
+
+  // kFull: all tiles are there, and nothing stands between the loads. Else the last one stands for those that are not,
+  // with scales of 0.
+  template <bool kFull>
+  __device__ __forceinline__ void fetch_some(const Segment& s, const uint8_t* from, const uint16_t* scales, int at,
+                                             int count, int lane) {
+#pragma unroll
+    for (int i = 0; i < kTiles; ++i) tiles[i].fetch(from + (kFull ? i : min(i, count - 1)) * 64 * kBits, lane);
 #pragma unroll
     for (int q = 0; q < kTiles / kScaled; ++q) {
-      if (q * kScaled >= count) continue;
+      scale[q][0] = scale[q][1] = 0;
+      if (!kFull && q * kScaled >= count) continue;
       const uint16_t* there = scales + s.group_of(at + q * kScaled) * kTileColumns;
 #pragma unroll
       for (int v = 0; v < 2; ++v) asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(scale[q][v]) : "l"(there + 8 * v));
     }
   }
+
+  __device__ float scale_of(int q, int v) const { return __half2float(__ushort_as_half(scale[q][v])); }
 };
 
 template <typename T, int kRT>  // kRT: tiles of 8 rows
@@ -105,7 +117,7 @@ struct FewBlock {
   // block's.
   __device__ int x_step() const { return a.M * 64; }
   __device__ int sums_step() const { return (a.M + 1) / 2 * 8; }
-  __device__ int most_blocks() const { return ((m.KB + 3) / 4 + a.splits - 1) / a.splits * 4; }
+  __device__ int most_blocks() const { return ((m.KB + 3) / 4 + a.splits - 1) / a.splits * 4 + kFewPadding; }
   __device__ uint8_t* x_sums() const { return shared + most_blocks() * x_step(); }
   __device__ float* warp_sums(int column, int w) const {  // [column of the batch][warp][row][16]
     const int offset = most_blocks() * (m.zeros == nullptr ? 0 : sums_step());
@@ -198,10 +210,12 @@ struct FewBlock {
         for (int t = 0; t < 4; ++t) *reinterpret_cast<uint32_t*>(to + t * 16) = reinterpret_cast<const uint32_t*>(v)[t];
       }
     }
+    const int real = (k_last - k_first) * x_step() / 16, all = most_blocks() * x_step() / 16;
+    for (int i = real + threadIdx.x; i < all; i += kFewThreads) reinterpret_cast<uint4*>(shared)[i] = uint4{};
     __syncthreads();
     if (m.zeros == nullptr) return;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (k_last - k_first) * a.M; i += kFewThreads) {
+    for (int i = threadIdx.x; i < most_blocks() * a.M; i += kFewThreads) {
       const int kb = i / a.M, row = i % a.M;
       const T* v = reinterpret_cast<const T*>(shared + kb * x_step() + row * 64);
       float sum = 0;
@@ -216,22 +230,17 @@ struct FewBlock {
 
   // total += the chunk's share; kb: its first k block within the block's.
   template <int kBits, bool kFine>
-  __device__ __forceinline__ void multiply(Chunk<kBits, kFine>& chunk, const Segment& s, int64_t column, int at, int kb,
-                                           float (&total)[kRT][4]) const {
+  __device__ __forceinline__ void multiply(Chunk<kBits, kFine>& chunk, int kb, float (&total)[kRT][4]) const {
     using C = Chunk<kBits, kFine>;
-    const int g = lane / 4, t = lane % 4;
-    int row[kRT];
+    const uint8_t* x[kRT];
 #pragma unroll
-    for (int r = 0; r < kRT; ++r) row[r] = min(8 * r + g, a.M - 1) * 64 + t * 16;
-    const uint8_t* x = shared + kb * x_step();
+    for (int r = 0; r < kRT; ++r) x[r] = shared + kb * x_step() + min(8 * r + lane / 4, a.M - 1) * 64 + lane % 4 * 16;
 #pragma unroll
     for (int q = 0; q < C::kTiles / C::kScaled; ++q) {
-      if (q * C::kScaled >= chunk.count) break;
       float sums[2][kRT][4] = {};  // of the even and the odd operands: two chains of products, not one
 #pragma unroll
       for (int i = 0; i < C::kScaled; ++i) {
         const int tile = q * C::kScaled + i;
-        if (C::kScaled > 1 && tile >= chunk.count) break;
         typename Pair<T>::type pairs[8];
         chunk.tiles[tile].spread();
         decode<kBits, T, 1 << (kBits - 1)>(chunk.tiles[tile], pairs);
@@ -239,34 +248,42 @@ struct FewBlock {
         const unsigned even[4] = {w[0], w[1], w[2], w[3]}, odd[4] = {w[4], w[5], w[6], w[7]};
 #pragma unroll
         for (int r = 0; r < kRT; ++r) {
-          const uint4 b = *reinterpret_cast<const uint4*>(x + tile * x_step() + row[r]);
+          const uint4 b = *reinterpret_cast<const uint4*>(x[r] + tile * x_step());
           multiply_add<T>(sums[0][r], even, b.x, b.y);
           multiply_add<T>(sums[1][r], odd, b.z, b.w);
         }
       }
-      const float scale[2] = {__half2float(__ushort_as_half(chunk.scale[q][0])),
-                              __half2float(__ushort_as_half(chunk.scale[q][1]))};
 #pragma unroll
       for (int r = 0; r < kRT; ++r)
 #pragma unroll
-        for (int c = 0; c < 4; ++c) sums[0][r][c] += sums[1][r][c];
-      if (m.zeros != nullptr) {
-        const float* zeros = m.zeros + (column * m.G + s.group + s.group_of(at + q * C::kScaled)) * kTileColumns + g;
-        const float off[2] = {(1 << (kBits - 1)) - zeros[0], (1 << (kBits - 1)) - zeros[8]};
+        for (int c = 0; c < 4; ++c)
+          total[r][c] = fmaf(chunk.scale_of(q, c / 2), sums[0][r][c] + sums[1][r][c], total[r][c]);
+    }
+  }
+
+  // What a zero point other than 2^(bits-1) changes: total += scale * (2^(bits-1) - zero) * sum of x.
+  template <int kBits, bool kFine>
+  __device__ __forceinline__ void move_zeros(const Chunk<kBits, kFine>& chunk, const Segment& s, int64_t column, int at,
+                                             int kb, float (&total)[kRT][4]) const {
+    using C = Chunk<kBits, kFine>;
 #pragma unroll
-        for (int r = 0; r < kRT; ++r) {
-          const uint8_t* from = x_sums() + (kb + q * C::kScaled) * sums_step() + min(32 * r + 8 * t, sums_step() - 8);
-          for (int i = 0; i < C::kScaled && q * C::kScaled + i < chunk.count; ++i) {
-            const float2 v = *reinterpret_cast<const float2*>(from + i * sums_step());
+    for (int q = 0; q < C::kTiles / C::kScaled; ++q) {
+      const float* zeros =
+          m.zeros + (column * m.G + s.group + s.group_of(at + q * C::kScaled)) * kTileColumns + lane / 4;
+      const float off[2] = {((1 << (kBits - 1)) - zeros[0]) * chunk.scale_of(q, 0),
+                            ((1 << (kBits - 1)) - zeros[8]) * chunk.scale_of(q, 1)};
 #pragma unroll
-            for (int c = 0; c < 4; ++c) sums[0][r][c] = fmaf(off[c / 2], c % 2 == 0 ? v.x : v.y, sums[0][r][c]);
-          }
+      for (int r = 0; r < kRT; ++r) {
+        const uint8_t* from =
+            x_sums() + (kb + q * C::kScaled) * sums_step() + min(32 * r + lane % 4 * 8, sums_step() - 8);
+        float2 sum = {0, 0};
+        for (int i = 0; i < C::kScaled; ++i) {
+          const float2 v = *reinterpret_cast<const float2*>(from + i * sums_step());
+          sum.x += v.x, sum.y += v.y;
         }
+#pragma unroll
+        for (int c = 0; c < 4; ++c) total[r][c] = fmaf(off[c / 2], c % 2 == 0 ? sum.x : sum.y, total[r][c]);
       }
-#pragma unroll
-      for (int r = 0; r < kRT; ++r)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) total[r][c] = fmaf(scale[c / 2], sums[0][r][c], total[r][c]);
     }
   }
 
@@ -315,7 +332,10 @@ struct FewBlock {
     float total[kRT][4] = {};
     int column = first, at = share.lo;
     const auto use = [&](C& chunk) {
-      if (share.lo < share.hi) multiply(chunk, s, column, at, s.first + at - k_first, total);
+      if (share.lo < share.hi) {
+        multiply(chunk, s.first + at - k_first, total);
+        if (m.zeros != nullptr) move_zeros(chunk, s, column, at, s.first + at - k_first, total);
+      }
       at += C::kTiles;
       if (at < share.hi) return;
       leave(column - first, first_segment, total);
@@ -390,7 +410,7 @@ struct FewBlock {
   }
 };
 
-// kBits: one segment of that width, whose groups are multiples of 4 k blocks. 0: any segments.
+// kBits: one segment of that width, whose k blocks and groups are multiples of 4. 0: any segments.
 template <typename T, int kBits, int kRT>
 __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ FewArgs a) {
   extern __shared__ __align__(128) uint8_t shared[];
@@ -409,8 +429,9 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
     if constexpr (kBits != 0) {
       block.template segment<kBits, false>(a.m.segment[0], first, last, true, stage);
     } else {
+      stage();
 #pragma unroll 1
-      for (int i = 0; i < a.m.segments; ++i) block.any_segment(a.m.segment[i], first, last, i == 0, stage);
+      for (int i = 0; i < a.m.segments; ++i) block.any_segment(a.m.segment[i], first, last, i == 0, [] {});
     }
     block.add_up(first, last);
   }
