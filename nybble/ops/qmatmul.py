@@ -8,12 +8,18 @@ from torch import Tensor
 from nybble import env
 from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops.dequantize import dequantize
+from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.norm import rms_norm
 from nybble.ops.packed import PackedMatrix
 
 _qmatmul = torch.ops.nybble.qmatmul.default
 
 
 GATES = ("silu", "gelu", "gelu_tanh")
+# Beyond so many rows of half numbers on a GPU, the matrix is dequantized and torch multiplies: csrc/cuda/qmatmul/few.cu reads
+# it once for 16 rows.
+FEW_ROWS = 16
 
 
 def qmatmul(
@@ -69,6 +75,9 @@ def qmatmul(
         raise RuntimeError(
             f"qmatmul: x has shape {list(x.shape)}, expected [..., {columns}] for packed with K = {packed.K}"
         )
+    few = x.numel() <= FEW_ROWS * columns
+    if x.is_cuda and x.dtype != torch.float32 and not few and not invariant:
+        return of_many_rows(x, packed, bias, norm=norm, gate=gate, add=add)
     weight, eps = (None, 0.0) if norm is None else norm
     y: Tensor = _qmatmul(
         x,
@@ -86,6 +95,35 @@ def qmatmul(
         add,
         invariant,
     )
+    return y
+
+
+def of_many_rows(
+    x: Tensor,
+    packed: PackedMatrix,
+    bias: Tensor | None,
+    *,
+    norm: tuple[Tensor, float] | None,
+    gate: str | None,
+    add: Tensor | None,
+) -> Tensor:
+    """:func:`qmatmul` by way of ``W`` in x's dtype, which is made for this product and then forgotten."""
+    if norm is not None and gate is not None:
+        raise RuntimeError("qmatmul: norm and gate are both given, expected one of them")
+    shape = (*x.shape[:-1], packed.N)
+    if add is not None and (add.shape != shape or add.dtype != x.dtype):
+        raise RuntimeError(
+            f"qmatmul: add is {add.dtype} {list(add.shape)}, expected {x.dtype} {list(shape)}"
+        )
+    if norm is not None:
+        x = rms_norm(x, *norm)
+    if gate is not None:
+        halves = x.chunk(2, -1)
+        x = silu_mul(*halves) if gate == "silu" else gelu_mul(*halves, tanh=gate == "gelu_tanh")
+    y = x @ dequantize(packed, x.dtype)
+    for more in (bias, add):
+        if more is not None:
+            y += more
     return y
 
 

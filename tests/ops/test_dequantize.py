@@ -45,3 +45,26 @@ def test_it_is_the_matrix_of_the_product() -> None:
     m = random_packed(96, 40, [5, 3, 2], zeros=True, shuffled=True)
     W = ops.dequantize(m)
     torch.testing.assert_close(ops.qmatmul(torch.eye(96), m, act_bits=32), W)
+
+
+@pytest.mark.parametrize("gate", [None, "silu", "gelu", "gelu_tanh"])
+def test_a_product_by_way_of_numbers_is_the_product(gate: str | None) -> None:
+    """What many rows on a GPU take; the numbers here are float32, so that both ways agree closely."""
+    from nybble.ops.qmatmul import of_many_rows
+
+    m = random_packed(96, 40, [4, 3], zeros=True, shuffled=True, bias=torch.float32)
+    x, add = torch.randn(2, 9, 192 if gate else 96), torch.randn(2, 9, 40)
+    norm = None if gate else (torch.randn(96), 1e-5)
+    y = of_many_rows(x, m, m.bias, norm=norm, gate=gate, add=add)
+    expected = ops.qmatmul(x, m, act_bits=32, norm=norm, gate=gate, add=add)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_by_way_of_numbers_refuses_what_the_product_refuses() -> None:
+    from nybble.ops.qmatmul import of_many_rows
+
+    m, x = random_packed(64, 16, [4]), torch.randn(20, 64)
+    with pytest.raises(RuntimeError, match="norm and gate"):
+        of_many_rows(x, m, None, norm=(torch.ones(64), 1e-5), gate="silu", add=None)
+    with pytest.raises(RuntimeError, match="add is"):
+        of_many_rows(x, m, None, norm=None, gate=None, add=torch.randn(16))
