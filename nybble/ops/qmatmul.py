@@ -17,8 +17,8 @@ _qmatmul = torch.ops.nybble.qmatmul.default
 
 
 GATES = ("silu", "gelu", "gelu_tanh")
-# Beyond so many rows of half numbers on a GPU, the matrix is dequantized and torch multiplies: csrc/cuda/qmatmul/few.cu reads
-# it once for 16 rows.
+# Beyond so many rows of half numbers on a GPU, the matrix is dequantized and torch multiplies: csrc/cuda/qmatmul/skinny.cu
+# reads it once for 16 rows.
 FEW_ROWS = 16
 
 

@@ -10,8 +10,8 @@ Status qmatmul_simt(const QMatmulArgs&, Stream);
 int64_t qmatmul_simt_scratch_bytes(const QMatmulArgs&);
 
 // Few rows on tensor cores, as fast as the weights are read: half and bfloat16, sm_80 and later.
-bool supports_few(const QMatmulArgs&);
-bool few_prepares(const QMatmulArgs&);  // norm or gate as well
-Status qmatmul_few(const QMatmulArgs&, Stream);
+bool supports_skinny(const QMatmulArgs&);
+bool skinny_prepares(const QMatmulArgs&);  // norm or gate as well
+Status qmatmul_skinny(const QMatmulArgs&, Stream);
 
 }  // namespace nybble::cuda
