@@ -64,13 +64,10 @@ Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   plan.keys = reach_of(a, a.keys);
   plan.values = reach_of(a, a.values);
   const int fit = (gpu().shared_memory - 1024) / kernel.warp_bytes;
-  plan.warps = fit >= kernel.warps ? kernel.warps : fit >= 4 ? fit / 4 * 4 : fit;
+  plan.warps = fit >= 8 ? 8 : fit >= 4 ? 4 : fit;
   // Heads that lie side by side are read side by side: whole rows of memory, and scales in more than 8 bytes.
   const bool beside = a.keys.stride_head < a.keys.stride_slot && a.values.stride_head < a.values.stride_slot;
-  plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeamWarps && a.Hk % kTeamWarps == 0;
-#ifdef ATTN_ALONE
-  plan.team = false;
-#endif
+  plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeam && a.Hk % kTeam == 0;
   if (a.batch_invariant) {
     plan.ranges = kSegments;
     plan.slots = a.B * kSegments;

@@ -150,7 +150,7 @@ __device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, co
 }
 
 template <typename S, typename KeyStorage, typename ValueStorage, int kTeam>
-__global__ void __launch_bounds__(32 * S::kWarps, 1)
+__global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
@@ -292,10 +292,9 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  constexpr bool kTeams = 32 % S::Keys::kUnits == 0 && 32 % S::Values::kUnits == 0;
   auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1>;
-  if constexpr (kTeams)
-    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, kTeamWarps>;
+  if constexpr (S::kTeam > 1)
+    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
@@ -308,7 +307,7 @@ Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream
 template <typename KeyStorage, typename ValueStorage, int D>
 constexpr Kernel warp_kernel() {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens == 16 ? 4 : 5, S::kWarpBytes, S::kWarps};
+  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens == 16 ? 4 : 5, S::kWarpBytes};
 }
 
 }  // namespace nybble::cuda::paged
