@@ -1,10 +1,9 @@
 // The partial results of a row to its answer: o = sum of 2^(m_i - m) values_i / sum of 2^(m_i - m) weight_i, m the
 // largest m_i; then rotated back if the values were stored rotated.
 //
-//   warps of a row   parts w, w + warps, ..., eight at a time: state and values are fetched together, since this kernel
-//   is
-//                    nothing but waiting; then the warps' results meet in shared memory, in order
-//   lane             channels 2l and 2l + 1 of a group of 64, as rotate() wants them
+//   block    one row (b, t, h); first each thread takes a part's m_i and weight, and all learn m
+//   warp w   values of parts w, w + warps, ... in order; then the warps' sums meet in shared memory, in order
+//   lane     channels 4 l ... 4 l + 3, then 128 further on
 #include "cuda/common/number.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/paged_attention/plan.cuh"
@@ -12,8 +11,6 @@
 
 namespace nybble::cuda::paged {
 namespace {
-
-constexpr int kAtOnce = 8;  // parts
 
 // The slots of sequence b, one after the other.
 struct Slots {
@@ -30,100 +27,97 @@ __device__ Slots slots_of(const PagedAttentionArgs& a, const Plan& plan, int64_t
   return {first + b, cuts.range_of(tiles.before + count - 1) - first + 1};
 }
 
-// Channels d and d + 1 of a part, those past the last 0.
-__device__ float2 read_two(const float* values, int d, int D) {
-  if (d >= D) return {0.0f, 0.0f};
-  if (D % 2 == 0) return *reinterpret_cast<const float2*>(values + d);
-  return {values[d], d + 1 < D ? values[d + 1] : 0.0f};
+// Channels d ... d + 3 of a part, those past the last 0.
+__device__ float4 read_four(const float* values, int d, int D) {
+  if (D % 4 == 0) return *reinterpret_cast<const float4*>(values + d);
+  const auto one = [&](int i) { return d + i < D ? values[d + i] : 0.0f; };
+  return {one(0), one(1), one(2), one(3)};
 }
 
-// A sum of parts, relative to the largest m among them.
-struct Sum {
-  float largest = -INFINITY, weight = 0, value[2] = {};
-
-  template <int kParts>
-  __device__ void add(const float2 (&state)[kParts], const float2 (&values)[kParts]) {
-    float top = largest;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) top = fmaxf(top, state[i].x);
-    const float base = top == -INFINITY ? 0.0f : top, fade = exp2_fast(largest - base);
-    largest = top;
-    weight *= fade, value[0] *= fade, value[1] *= fade;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const float factor = exp2_fast(state[i].x - base);
-      weight += factor * state[i].y, value[0] += factor * values[i].x, value[1] += factor * values[i].y;
-    }
-  }
-};
-
-// Grid: rows (kRowsOfBlock a block) x groups of 64 channels.
-template <typename Type, int kWarps, int kRowsOfBlock>
-__global__ void __launch_bounds__(32 * kWarps * kRowsOfBlock)
+template <typename Type, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps)
     combine_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan, bool rotated) {
-  static_assert(kWarps == 1 || kRowsOfBlock == 1, "a barrier of the block is one of the row");
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % kWarps, D = static_cast<int>(a.D);
-  const int first = static_cast<int>(blockIdx.y) * 64, d = first + 2 * lane;
-  const unsigned row = blockIdx.x * kRowsOfBlock + warp / kWarps;
-  const unsigned H = static_cast<unsigned>(a.H), T = static_cast<unsigned>(a.T), group = plan.group;
+  extern __shared__ __align__(16) float shared[];  // [kWarps][D rounded up to 4] sums, [parts] of {m, weight}
+  constexpr int kThreads = 32 * kWarps;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, D = static_cast<int>(a.D), padded = (D + 3) / 4 * 4;
+  float2* parts = reinterpret_cast<float2*>(shared + kWarps * padded);
+  const unsigned row = blockIdx.x, H = static_cast<unsigned>(a.H), T = static_cast<unsigned>(a.T), group = plan.group;
   const unsigned h = row % H, t = row / H % T, b = row / H / T;
-  if (b >= a.B) return;
   const unsigned stored = h / group * plan.rows + t * group + h % group;
   // What only kernels before the last one wrote: see wait_for_previous().
   const Slots slots = slots_of(a, plan, b);
+  const int count = slots.count;
   wait_for_previous();
   let_next_begin();
 
-  Sum sum;
-  for (int i0 = member; i0 < slots.count; i0 += kAtOnce * kWarps) {
-    float2 state[kAtOnce], values[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int part = i0 + i * kWarps;
-      const bool there = part < slots.count;
-      state[i] = there ? *partial_state(a, plan, slots.first + part, stored) : make_float2(-INFINITY, 0.0f);
-      values[i] = there ? read_two(partial_values(a, slots.first + part, stored), d, D) : make_float2(0.0f, 0.0f);
+  float largest = -INFINITY;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    parts[i] = *partial_state(a, plan, slots.first + i, stored);
+    largest = fmaxf(largest, parts[i].x);
+  }
+  largest = block_reduce<Max, kThreads>(largest);
+  const float base = largest == -INFINITY ? 0.0f : largest;
+  float weight = 0;
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    parts[i].x = exp2_fast(parts[i].x - base);
+    weight += parts[i].x * parts[i].y;
+  }
+  weight = block_reduce<Add, kThreads>(weight);
+
+  for (int d = 4 * lane; d < D; d += 128) {
+    float4 sum{};
+#pragma unroll 8
+    for (int i = warp; i < count; i += kWarps) {
+      const float factor = parts[i].x;
+      float4 v{};
+      if (factor != 0) v = read_four(partial_values(a, slots.first + i, stored), d, D);
+      sum.x += factor * v.x, sum.y += factor * v.y, sum.z += factor * v.z, sum.w += factor * v.w;
     }
-    sum.add(state, values);
+    *reinterpret_cast<float4*>(shared + warp * padded + d) = sum;
   }
-  if constexpr (kWarps > 1) {
-    __shared__ float2 states[kWarps], values[kWarps][32];
-    values[warp][lane] = {sum.value[0], sum.value[1]};
-    if (lane == 0) states[warp] = {sum.largest, sum.weight};
-    __syncthreads();
-    if (warp > 0) return;
-    float2 each_state[kWarps], each_values[kWarps];
+  __syncthreads();
+
+  const float factor = weight == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * weight : weight);
+  Type* out = static_cast<Type*>(a.o) + row * a.D;
+  for (int first = 64 * warp; first < D; first += 64 * kWarps) {
+    float v[2] = {};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) each_state[w] = states[w], each_values[w] = values[w][lane];
-    sum = Sum{};
-    sum.add(each_state, each_values);
+    for (int e = 0; e < 2; ++e) {
+      const int d = first + 2 * lane + e;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w)
+        if (d < D) v[e] += shared[w * padded + d];
+      v[e] *= factor;
+    }
+    if (rotated) rotate(v);
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (first + 2 * lane + e < D) out[first + 2 * lane + e] = from_float<Type>(v[e]);
   }
-  const float factor = sum.weight == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * sum.weight : sum.weight);
-  float v[2] = {sum.value[0] * factor, sum.value[1] * factor};
-  if (rotated) rotate(v);
-  Type* out = static_cast<Type*>(a.o) + static_cast<int64_t>(row) * a.D;
-#pragma unroll
-  for (int e = 0; e < 2; ++e)
-    if (d + e < D) out[d + e] = from_float<Type>(v[e]);
+}
+
+template <typename Type, int kWarps>
+Status launch_combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stream stream) {
+  const auto kernel = combine_kernel<Type, kWarps>;
+  const int64_t bytes = (kWarps * ((a.D + 3) / 4 * 4) + 2 * plan.ranges) * static_cast<int64_t>(sizeof(float));
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (error != cudaSuccess) return status(error);
+  return launch(kernel, dim3(static_cast<unsigned>(a.B * a.T * a.H)), dim3(32 * kWarps), bytes, stream, gpu().sm >= 90,
+                a, plan, rotated);
 }
 
 }  // namespace
 
 Status combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stream stream) {
-  const int64_t rows = a.B * a.T * a.H;
-  if (rows > 0x7ffffff0) return {"paged_attention: more than 2^31 - 16 query rows"};
+  if (a.B * a.T * a.H > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 query rows"};
   // Parts of a sequence, if all are of one length.
   const int64_t parts = a.batch_invariant ? plan.ranges : plan.ranges / a.B + 2;
   return with_type(a.dtype, [&](auto type) {
     using Type = typename decltype(type)::type;
-    const auto start = [&](auto kernel, int warps, int rows_of_block) {
-      const dim3 grid(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block),
-                      static_cast<unsigned>((a.D + 63) / 64));
-      return launch(kernel, grid, dim3(32 * warps * rows_of_block), 0, stream, gpu().sm >= 90, a, plan, rotated);
-    };
-    return parts > 4 * kAtOnce ? start(combine_kernel<Type, 16, 1>, 16, 1)
-           : parts > kAtOnce   ? start(combine_kernel<Type, 4, 1>, 4, 1)
-                               : start(combine_kernel<Type, 1, 4>, 1, 4);
+    return parts > 64   ? launch_combine<Type, 16>(a, plan, rotated, stream)
+           : parts > 16 ? launch_combine<Type, 4>(a, plan, rotated, stream)
+                        : launch_combine<Type, 1>(a, plan, rotated, stream);
   });
 }
 
