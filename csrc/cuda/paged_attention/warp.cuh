@@ -1,5 +1,6 @@
-// Attention of a few queries over paged keys and values, for tensor cores. A warp works alone: its own range of tiles
-// (plan.cuh), its own ring of stages in shared memory, its own running maximum; no barrier of the block is needed.
+// Attention of a few queries over paged keys and values, for tensor cores. A warp has its own range of tiles
+// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Only copying may be shared
+// (loader.cuh).
 //
 //   stage ring   tile j is computed    j + 1 ... have arrived or are on their way    the stage of j - 1 is filled anew
 //   scores       S [tokens, rows] = K q^T        rows of queries are the 8 columns of each product
