@@ -42,7 +42,7 @@ namespace cpu {
 Status paged_attention(const PagedAttentionArgs&);
 }
 namespace cuda {
-// Depends on the sizes and on the current device only; lengths and pointers need not be there yet.
+// For arguments that are complete but for scratch, on the current device.
 int64_t paged_attention_scratch_bytes(const PagedAttentionArgs&);
 Status paged_attention(const PagedAttentionArgs&, Stream);
 }  // namespace cuda

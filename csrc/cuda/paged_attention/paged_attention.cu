@@ -1,6 +1,4 @@
 // Which kernel, how many warps, how many ranges; then the kernel and `combine`.
-#include <cstdlib>
-
 #include "cuda/paged_attention/plan.cuh"
 
 namespace nybble::cuda {
@@ -49,7 +47,6 @@ Reach reach_of(const PagedAttentionArgs& a, const KvPages& kv) {
           pieces(kv.scales_page, token),     pieces(kv.scales_slot, token),     pieces(kv.scales_head, token)};
 }
 
-// Independent of the pointers, but for the kernel's tile: scratch is sized with the smallest one.
 Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   Plan plan{};
   plan.tile_shift = kernel.tile_shift;
@@ -64,13 +61,10 @@ Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   plan.keys = reach_of(a, a.keys);
   plan.values = reach_of(a, a.values);
   const int fit = (gpu().shared_memory - 1024) / kernel.warp_bytes;
-  plan.warps = fit >= kernel.warps ? kernel.warps : fit >= 4 ? fit / 4 * 4 : fit;
+  plan.warps = fit >= 8 ? 8 : fit >= 4 ? 4 : fit;
   // Heads that lie side by side are read side by side: whole rows of memory, and scales in more than 8 bytes.
   const bool beside = a.keys.stride_head < a.keys.stride_slot && a.values.stride_head < a.values.stride_slot;
-  plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeamWarps && a.Hk % kTeamWarps == 0;
-#ifdef ATTN_ALONE
-  plan.team = false;
-#endif
+  plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeam && a.Hk % kTeam == 0;
   if (a.batch_invariant) {
     plan.ranges = kSegments;
     plan.slots = a.B * kSegments;
@@ -98,16 +92,11 @@ Status paged_attention(const PagedAttentionArgs& a, Stream stream) {
   if (a.B * a.T * a.H * a.D == 0) return {};
   if (a.n * a.page == 0)
     return status(cudaMemsetAsync(a.o, 0, a.B * a.T * a.H * a.D * (a.dtype == DType::f32 ? 4 : 2), native(stream)));
+  if (a.T * (a.H / a.Hk) > 0x40000000) return {"paged_attention: more than 2^30 queries of a KV head"};
   if (a.n * a.page > 0x7fffffff) return {"paged_attention: more than 2^31 - 1 tokens of a sequence"};
   const Kernel kernel = choose(a);
   if (kernel.launch == nullptr) return {"paged_attention: heads of more than 512 channels"};
   const Plan plan = plan_for(a, kernel);
-#ifdef ATTN_DEV
-  const char* dev = getenv("ATTN_SKIP");
-  const int skip = dev ? atoi(dev) : 0;
-  if (skip == 2) return combine(a, plan, is_code(a.values.kind) && kernel.launch != plain_kernel(a).launch, stream);
-  if (skip == 1) return kernel.launch(a, plan, stream);
-#endif
   const Status started = kernel.launch(a, plan, stream);
   if (!started.ok()) return started;
   // The plain kernel undoes the rotation of each value itself.

@@ -160,7 +160,7 @@ Kernel plain_kernel(const PagedAttentionArgs& a) {
   const Launch launch = a.dtype == DType::f32   ? sized<float>(a.D)
                         : a.dtype == DType::f16 ? sized<__half>(a.D)
                                                 : sized<__nv_bfloat16>(a.D);
-  return {launch, kTileShift, static_cast<int>((kRows + 2) * a.D * sizeof(float)), 8};
+  return {launch, kTileShift, static_cast<int>((kRows + 2) * a.D * sizeof(float))};
 }
 
 }  // namespace nybble::cuda::paged

@@ -14,8 +14,8 @@
 
 namespace nybble::cuda::paged {
 
-constexpr int kRows = 8;  // query rows of a worker: the columns of an 8-column matrix product
-constexpr int kTeamWarps = 8;
+constexpr int kRows = 8;       // query rows of a worker: the columns of an 8-column matrix product
+constexpr int kTeam = 8;       // warps that copy together, where they do
 constexpr int kSegments = 64;  // ranges of a sequence, batch invariant
 
 // Distances in a cache, small enough for 32 bits: data in 16 bytes, scales in those of one token and head.
@@ -156,7 +156,6 @@ struct Kernel {
   Launch launch;
   int tile_shift;  // tokens: 1 << tile_shift
   int warp_bytes;  // shared memory of a warp
-  int warps;       // of a block at most
 };
 
 Kernel half_kernel(int64_t D);

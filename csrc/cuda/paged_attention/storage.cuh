@@ -23,7 +23,8 @@ struct Plain {
   static constexpr int kUnit = 8;  // channels of 16 bytes
   static constexpr bool kScaled = false;
   static constexpr bool kNative = true;  // q's own type: q is used as it is
-  static constexpr int kProducts = 1;    // 16 x 16 operands that two units give
+  static constexpr int kTeam = 1;
+  static constexpr int kProducts = 1;  // 16 x 16 operands that two units give
 
   // keys: r = unit 0 of tokens g, g + 8, unit 1 of the same. values: token half 0 of units 0, 1, half 1 of the same
   __device__ static void keys(const unsigned (&r)[4], unsigned (&a)[1][4]) {
@@ -75,6 +76,7 @@ struct Bytes {
 
 struct Fp8 : Bytes<Fp8> {
   static constexpr bool kScaled = false;
+  static constexpr int kTeam = 1;
   template <int high>
   __device__ static unsigned pair(unsigned x) {
     return high ? x & 0xff00ff00u : x << 8 & 0xff00ff00u;
@@ -89,6 +91,7 @@ constexpr float kCodeUnit = 16777216.0f;
 
 struct Codes8 : Bytes<Codes8> {
   static constexpr bool kScaled = true;
+  static constexpr int kTeam = 8;
   static constexpr int kZero = 128, kHigh = 1;
   template <int high>
   __device__ static unsigned pair(unsigned x) {
@@ -102,6 +105,7 @@ struct Codes4 {
   static constexpr bool kScaled = true;
   static constexpr bool kNative = false;
   static constexpr int kProducts = 4;
+  static constexpr int kTeam = 1;
   static constexpr int kZero = 8, kHigh = 16;
 
   // Nibbles (0, 4), (1, 5), (2, 6), (3, 7) of x; of the second and the fourth the upper ones of a byte.

@@ -1,5 +1,6 @@
-// Attention of a few queries over paged keys and values, for tensor cores. A warp works alone: its own range of tiles
-// (plan.cuh), its own ring of stages in shared memory, its own running maximum; no barrier of the block is needed.
+// Attention of a few queries over paged keys and values, for tensor cores. A warp has its own range of tiles
+// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Only copying may be shared
+// (loader.cuh).
 //
 //   stage ring   tile j is computed    j + 1 ... have arrived or are on their way    the stage of j - 1 is filled anew
 //   scores       S [tokens, rows] = K q^T        rows of queries are the 8 columns of each product
@@ -150,7 +151,7 @@ __device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, co
 }
 
 template <typename S, typename KeyStorage, typename ValueStorage, int kTeam>
-__global__ void __launch_bounds__(32 * S::kWarps, 1)
+__global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
@@ -292,10 +293,9 @@ __global__ void __launch_bounds__(32 * S::kWarps, 1)
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  constexpr bool kTeams = 32 % S::Keys::kUnits == 0 && 32 % S::Values::kUnits == 0;
   auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1>;
-  if constexpr (kTeams)
-    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, kTeamWarps>;
+  if constexpr (S::kTeam > 1)
+    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
@@ -308,7 +308,7 @@ Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream
 template <typename KeyStorage, typename ValueStorage, int D>
 constexpr Kernel warp_kernel() {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens == 16 ? 4 : 5, S::kWarpBytes, S::kWarps};
+  return {launch_warps<KeyStorage, ValueStorage, D>, S::kTokens == 16 ? 4 : 5, S::kWarpBytes};
 }
 
 }  // namespace nybble::cuda::paged
