@@ -111,7 +111,7 @@ def _attention(M: int, dtype: torch.dtype) -> Iterator[Pair]:
         _plainly("decode_attention", one, chunks, rows, held, None, HEAD_DIM**-0.5),
     )
     pages = -(-S // PAGE)
-    paged = torch.randn(2, pages, PAGE, KV_HEADS, HEAD_DIM).unbind()
+    paged = torch.randn(2, pages, PAGE, KV_HEADS, HEAD_DIM, dtype=dtype).unbind()
     table = torch.arange(pages - 1, -1, -1, dtype=torch.int32)[None]
     arguments = (q, *paged, None, None, table, lengths, None, HEAD_DIM**-0.5, 0, 0.0)
     yield (

@@ -22,10 +22,10 @@
 #include <type_traits>
 
 #include "cuda/common/barrier.cuh"
-#include "cuda/qmatmul/cluster.cuh"
 #include "cuda/common/launch.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/reduce.cuh"
+#include "cuda/qmatmul/cluster.cuh"
 #include "cuda/qmatmul/matrix.h"
 #include "cuda/qmatmul/skinny_tiles.cuh"
 
