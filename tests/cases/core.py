@@ -47,7 +47,9 @@ def qmatmul_case(name: str, x: Tensor, m: PackedMatrix, act_bits: int = 32) -> C
     size = xd.abs() @ W.abs()
     if m.zeros is not None:  # code * scale and zero * scale are summed apart and may cancel
         size = size + xd.abs() @ dequantize_magnitude(m)
-    bound = (m.K + 8) * F32 * size
+    # For many rows a GPU's matrix, and with zeros the difference before it, is rounded to x's type.
+    rounded = x.dtype != torch.float32 and x.numel() > 8 * m.K
+    bound = ((m.K + 8) * F32 + (2 * UNIT[x.dtype] if rounded else 0)) * size
     if act_bits < 32:
         step = 1.0 / (2 ** (act_bits - 1) - 1)
         runs = _gathered(xd, m).abs().unflatten(-1, (m.blocks.shape[0], ROWS))
@@ -122,6 +124,22 @@ def half_qmatmul_cases() -> Iterator[Case]:
         yield qmatmul_case(f"turned-{dtype}", x, m)
         x = torch.randn(3, 300).to(dtype)[:, 5:261]
         yield qmatmul_case(f"askew-{dtype}", x, m)
+
+
+def many_rows_qmatmul_cases() -> Iterator[Case]:
+    """What tiles of many rows and columns treat specially: the ends of rows, columns and k, cut tiles, odd strides."""
+    for dtype in (torch.float16, torch.bfloat16):
+        m = random_packed(1056, 333, [4, 3, 8, 2, 6, 5], zeros=True, shuffled=True, bias=dtype)
+        for M in (17, 64, 65, 300):
+            yield qmatmul_case(f"many-mixed-{dtype}-m{M}", torch.randn(M, 1056).to(dtype), m)
+        m = random_packed(1024, 528, [4], group=128)
+        for M in (33, 64, 130, 257):
+            yield qmatmul_case(f"many-four-{dtype}-m{M}", torch.randn(M, 1024).to(dtype), m)
+        m = random_packed(1001, 48, [5], group=96, zeros=True)
+        broad = torch.randn(70, 1010).to(dtype)
+        yield qmatmul_case(f"many-odd-{dtype}", broad[:, 3:1004], m)
+        m = random_packed(4096, 64, [4], group=128)
+        yield qmatmul_case(f"many-cut-{dtype}", torch.randn(40, 4096).to(dtype), m)
 
 
 def fused_qmatmul_cases() -> Iterator[Case]:

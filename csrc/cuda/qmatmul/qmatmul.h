@@ -14,4 +14,10 @@ bool supports_skinny(const QMatmulArgs&);
 bool skinny_prepares(const QMatmulArgs&);  // norm or gate as well
 Status qmatmul_skinny(const QMatmulArgs&, Stream);
 
+// Tensor cores, for many rows: W rounded to x's type, sums in float32. Half and bfloat16, sm_80 and later.
+bool supports_wide(const QMatmulArgs&);
+bool prefers_wide(const QMatmulArgs&);  // to the way of few rows
+Status qmatmul_wide(const QMatmulArgs&, Stream);
+int64_t qmatmul_wide_scratch_bytes(const QMatmulArgs&);
+
 }  // namespace nybble::cuda
