@@ -22,7 +22,7 @@ GATES = ("silu", "gelu", "gelu_tanh")
 def rows_of_the_kernel(capability: tuple[int, int]) -> float:
     """Beyond so many rows of half numbers the matrix is dequantized and torch multiplies.
 
-    Measured on an H200, 8192 x 28672 of 4 bits: the Hopper kernel takes 1.03 to 1.15 of the time of the product of numbers alone
+    Measured on an H200, 8192 x 28672 of 4 bits: the Hopper kernel takes 1.05 to 1.15 of the time of the product of numbers alone
     at 256 to 4096 rows; the kernel of the other GPUs 1.3 at 128 and 2.9 at 1024. Before sm_80 there is only a plain one.
     """
     if capability == (9, 0):
