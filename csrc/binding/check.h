@@ -155,7 +155,7 @@ class Check {
   }
 
   // values[i] must satisfy `good`; the message shows the first that does not. On a GPU nothing is asked, since looking
-  // would wait for the stream: kernels there touch nothing outside and answer NaN or -1 (docs/gpu.md).
+  // would wait for the stream: kernels there touch nothing outside and answer NaN or -1 (docs/performance-gpu.md).
   template <typename T, typename Good>
   void each(const Tensor& t, std::string_view name, const char* expected, Good good) const {
     if (t.is_cuda()) return;
