@@ -4,8 +4,8 @@
 namespace nybble::cuda {
 namespace {
 
-// The kernels for many rows were right in a harness of their own, but have not run on a GPU inside the library: off until
-// they have. nybble/ops/qmatmul.py sends many rows by way of numbers meanwhile.
+// The kernels for many rows were right in a harness of their own, but have not run on a GPU inside the library: off
+// until they have. nybble/ops/qmatmul.py sends many rows by way of numbers meanwhile.
 constexpr bool kWideIsOn = false;
 
 bool takes_wide(const QMatmulArgs& a) { return kWideIsOn && prefers_wide(a); }
