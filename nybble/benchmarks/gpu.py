@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from nybble.benchmarks import gpu_device, gpu_matmul, gpu_ops
+from nybble.benchmarks import gpu_attention, gpu_device, gpu_matmul, gpu_ops
 from nybble.benchmarks.gpu_cases import attention_target
 from nybble.benchmarks.gpu_ceiling import measure_ceiling
 from nybble.benchmarks.gpu_timing import LAUNCHES, REPLAYS, ROTATED_BYTES
@@ -19,7 +17,6 @@ from nybble.errors import SettingError
 from nybble.ops import _native
 
 PARTS = ("matmul", "attention", "ops")
-ATTENTION = "nybble.benchmarks.gpu_attention"
 
 
 def run(parts: Sequence[str] = PARTS) -> Report:
@@ -40,8 +37,8 @@ def run(parts: Sequence[str] = PARTS) -> Report:
     sections, notes = [ceiling.section()], [*_notes()]
     if "matmul" in parts:
         sections.append(gpu_matmul.section(ceiling))
-    if "attention" in parts and find_spec(ATTENTION) and "paged_attention" not in gpu_ops.missing():
-        rows = [attention_row(asdict(row)) for row in import_module(ATTENTION).run()]
+    if "attention" in parts and "paged_attention" not in gpu_ops.missing():
+        rows = [attention_row(asdict(row)) for row in gpu_attention.run()]
         sections.append(Section("attention", "Decode attention, beside cuDNN on fp16", rows))
     if "ops" in parts:
         section, problems = gpu_ops.section()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from nybble import ops
+from nybble.ops.gate import gate_mul
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class Gate:
 
     def of(self, gate: Tensor, up: Tensor) -> Tensor:
         """The same of two tensors ``[..., D]``."""
-        if self.activation == "silu":
-            return ops.silu_mul(gate, up)
-        return ops.gelu_mul(gate, up, tanh=self.activation == "gelu_tanh")
+        return gate_mul(gate, up, self.activation)
 
 
 Before = RmsNorm | Gate

@@ -45,6 +45,17 @@ def gelu_mul(gate: Tensor, up: Tensor, *, tanh: bool) -> Tensor:
     return y
 
 
+def gate_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """:func:`silu_mul` or :func:`gelu_mul`, by the name of the activation: silu, gelu or gelu_tanh.
+
+    >>> gate_mul(torch.zeros(2), torch.ones(2), "gelu_tanh")
+    tensor([0., 0.])
+    """
+    if activation == "silu":
+        return silu_mul(gate, up)
+    return gelu_mul(gate, up, tanh=activation == "gelu_tanh")
+
+
 @torch.library.register_fake("nybble::silu_mul")
 def _(gate: Tensor, up: Tensor) -> Tensor:
     return gate.new_empty(gate.shape)

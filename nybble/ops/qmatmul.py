@@ -9,7 +9,7 @@ from nybble import env
 from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
 from nybble.ops.dequantize import dequantize
-from nybble.ops.gate import gelu_mul, silu_mul
+from nybble.ops.gate import gate_mul
 from nybble.ops.norm import rms_norm
 from nybble.ops.packed import PackedMatrix
 
@@ -46,7 +46,7 @@ def qmatmul(
         gate: one of ``GATES``.
         add: ``[..., N]`` in x's dtype; added before the result is rounded.
         invariant: a row's result depends on no other row, nor on how many there are. Always so on the CPU; on a GPU it costs
-            speed from some rows on (docs/performance.md). None: ``NYBBLE_BATCH_INVARIANT``, off unless set.
+            speed beyond 16 rows. None: ``NYBBLE_BATCH_INVARIANT``, off unless set.
 
     On a GPU activations stay as they are, whatever ``act_bits``; with float16 or bfloat16 x and many rows, W is rounded to
     x's dtype first. ``perm`` is not looked at there: an index outside counts as padding.
@@ -118,8 +118,8 @@ def of_many_rows(
     if norm is not None:
         x = rms_norm(x, *norm)
     if gate is not None:
-        halves = x.chunk(2, -1)
-        x = silu_mul(*halves) if gate == "silu" else gelu_mul(*halves, tanh=gate == "gelu_tanh")
+        left, right = x.chunk(2, -1)
+        x = gate_mul(left, right, gate)
     y = x @ dequantize(packed, x.dtype)
     for more in (bias, add):
         if more is not None:
