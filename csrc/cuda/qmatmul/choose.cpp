@@ -2,26 +2,17 @@
 #include "cuda/qmatmul/qmatmul.h"
 
 namespace nybble::cuda {
-namespace {
-
-// The kernels for many rows were right in a harness of their own, but have not run on a GPU inside the library: off
-// until they have. nybble/ops/qmatmul.py sends many rows by way of numbers meanwhile.
-constexpr bool kWideIsOn = false;
-
-bool takes_wide(const QMatmulArgs& a) { return kWideIsOn && prefers_wide(a); }
-
-}  // namespace
 
 int64_t qmatmul_scratch_bytes(const QMatmulArgs& a) {
-  if (takes_wide(a)) return qmatmul_wide_scratch_bytes(a);
+  if (prefers_wide(a)) return qmatmul_wide_scratch_bytes(a);
   return supports_skinny(a) ? 0 : qmatmul_simt_scratch_bytes(a);
 }
 
-bool qmatmul_prepares(const QMatmulArgs& a) { return !takes_wide(a) && supports_skinny(a) && skinny_prepares(a); }
+bool qmatmul_prepares(const QMatmulArgs& a) { return !prefers_wide(a) && supports_skinny(a) && skinny_prepares(a); }
 
 Status qmatmul(const QMatmulArgs& a, Stream stream) {
   if (a.K > INT32_MAX - 32 || a.N > INT32_MAX - 32) return {"qmatmul: K and N are limited to 2^31 - 33"};
-  if (takes_wide(a)) return qmatmul_wide(a, stream);
+  if (prefers_wide(a)) return qmatmul_wide(a, stream);
   if (supports_skinny(a)) return qmatmul_skinny(a, stream);
   return qmatmul_simt(a, stream);
 }
