@@ -41,8 +41,35 @@ struct TileLane {
     }
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
-    if constexpr (kSecondBytes == 2)
-      word[kFirst] = __byte_perm(reinterpret_cast<const uint16_t*>(second)[lane], 0, 0x4140);  // byte 1 to byte 2
+    if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
+    spread();
+  }
+
+  // From global memory that no kernel writes, past the first cache, raw: nothing waits for the words before spread().
+  __device__ void fetch(const uint8_t* tile, int lane) {
+    if constexpr (kFirst == 4)
+      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                   : "l"(tile + 16 * lane));
+    else if constexpr (kFirst == 2)
+      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(word[0]), "=r"(word[1])
+                   : "l"(tile + 8 * lane));
+    else
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(tile + 4 * lane));
+    const uint8_t* second = tile + 128 * kFirst;
+    if constexpr (kSecondBytes == 4)
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(second + 4 * lane));
+    if constexpr (kSecondBytes == 2) {
+      uint16_t half;
+      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
+      word[kFirst] = half;
+    }
+  }
+
+  // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
+  __device__ void spread() {
+    if constexpr (kSecondBytes == 2) word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
   }
 };
 

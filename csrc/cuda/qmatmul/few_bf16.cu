@@ -1,0 +1,6 @@
+// Hot: what a token waits for. Spills would be read again and again.
+#include "cuda/qmatmul/few_kernels.cuh"
+
+namespace nybble::cuda {
+template FewKernel few_kernel_of<__nv_bfloat16>(int bits);
+}  // namespace nybble::cuda
