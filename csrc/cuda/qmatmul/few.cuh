@@ -252,10 +252,12 @@ struct FewBlock {
 
 template <typename T, int kBits>
 __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ FewArgs a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
   block.template multiply<kBits>();
   block.add_up();
+#endif
 }
 
 // The kernel for a width; each dtype is a unit of its own, few_*.cu.
