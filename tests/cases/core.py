@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,6 +127,29 @@ def half_qmatmul_cases() -> Iterator[Case]:
         yield qmatmul_case(f"askew-{dtype}", x, m)
 
 
+def few_rows_qmatmul_cases() -> Iterator[Case]:
+    """One width in groups of 128 and more, up to 8 rows: what a GPU reads straight into registers."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for bits in (2, 3, 4, 5, 6, 8):
+            m = random_packed(1152, 72, [bits], group=128, zeros=bits % 2 == 0)
+            yield qmatmul_case(f"few-w{bits}-{dtype}", torch.randn(5, 1152).to(dtype), m)
+        m = random_packed(640, 333, [4], group=128, zeros=True, shuffled=True, bias=dtype)
+        for M in range(1, 9):
+            yield qmatmul_case(f"few-odd-{dtype}-m{M}", torch.randn(M, 640).to(dtype), m)
+        for name, K, N, group in (
+            ("one-group", 768, 40, 768),
+            ("last-group-shorter", 1152, 4000, 256),
+            ("padded", 104, 24, 128),
+            ("padded-and-odd", 101, 24, 128),
+            ("split", 20480, 48, 128),
+        ):
+            m = random_packed(K, N, [4], group=group)
+            yield qmatmul_case(f"few-{name}-{dtype}", torch.randn(8, K).to(dtype), m)
+        m = random_packed(256, 64, [3], group=128)
+        x = torch.randn(3, 300).to(dtype)[:, 5:261]
+        yield qmatmul_case(f"few-askew-{dtype}", x, m)
+
+
 def many_rows_qmatmul_cases() -> Iterator[Case]:
     """What tiles of many rows and columns treat specially: the ends of rows, columns and k, cut tiles, odd strides."""
     for dtype in (torch.float16, torch.bfloat16):
@@ -144,13 +168,14 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
 
 def fused_qmatmul_cases() -> Iterator[Case]:
     """What is done to x first and what is added last, beside the product of the input so prepared."""
-    for dtype in DTYPES:
-        m = random_packed(96, 40, [4, 3], bias=dtype)
-        x = torch.randn(2, 3, 96).to(dtype)
-        both = torch.randn(5, 2 * 96 + 7).to(dtype)[
-            :, 3:195
-        ]  # a view, as a padded product gives it
-        weight, add = torch.randn(96), torch.randn(2, 3, 40).to(dtype)
+    for dtype, (K, widths, group, begin) in itertools.product(
+        DTYPES, [(96, [4, 3], 32, 3), (384, [4], 128, 8)]
+    ):
+        m = random_packed(K, 40, widths, group=group, bias=dtype)
+        x = torch.randn(2, 3, K).to(dtype)
+        # A view, as a padded product gives it.
+        both = torch.randn(5, 2 * K + 16).to(dtype)[:, begin : begin + 2 * K]
+        weight, add = torch.randn(K), torch.randn(2, 3, 40).to(dtype)
         gate, up = both.double().chunk(2, -1)
         normed = (
             x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
@@ -183,7 +208,7 @@ def fused_qmatmul_cases() -> Iterator[Case]:
                 + F32 * expected.abs()
             )
             args = (given, *plain.args[1:9], *extra)
-            yield Case("qmatmul", f"{name}-{dtype}", args, expected, bound)
+            yield Case("qmatmul", f"{name}-{dtype}-{K}", args, expected, bound)
 
 
 def cached_attention_cases() -> Iterator[Case]:
