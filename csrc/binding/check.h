@@ -4,9 +4,6 @@
 //   check.shape(x, "x", {"...", "D"});
 //   check.shape(weight, "weight", {"D"});   // rms_norm: weight has shape [4095], expected [D] with D = 4096 from x
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
@@ -16,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "binding/torch.h"
 #include "ops/problem.h"
 
 namespace nybble::binding {
