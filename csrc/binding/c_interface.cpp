@@ -157,7 +157,7 @@ size_t aoti_torch_dtype_element_size(int32_t dtype) {
     AT_FORALL_SCALAR_TYPES_WITH_COMPLEX(X)
 #undef X
     default:
-      fail("nybble: a tensor has a dtype that it cannot have");
+      fail("nybble: dtype number ", dtype, " is not known");
   }
 }
 
@@ -317,9 +317,10 @@ void call(Kernel kernel, const char* kinds, int64_t results, const int64_t* numb
 }  // namespace
 }  // namespace nybble::binding
 
-// Takes the library into use: `ask` is Python's.
-NYBBLE_EXPORT void nybble_use_python(const int64_t* (*ask)(const char* what, const int64_t* numbers)) {
+// Takes the library into use: `ask` is Python's. False: torch has it in use already.
+NYBBLE_EXPORT bool nybble_use_python(const int64_t* (*ask)(const char* what, const int64_t* numbers)) {
   using namespace nybble::binding;
+  if (torch::aoti_torch_abi_version != nullptr && ask_python == nullptr) return false;
   ask_python = ask;
 #define X(name, ...) torch::name = stand_in::name;
   NYBBLE_TORCH_ALL(X)
@@ -327,6 +328,7 @@ NYBBLE_EXPORT void nybble_use_python(const int64_t* (*ask)(const char* what, con
   current_stream = stand_in::current_stream;
   nybble::cpu::set_pool(nybble::cpu::own_pool());
   register_ops();
+  return true;
 }
 
 // An op's kernel by a name like CPU.rms_norm; nullptr where there is none.

@@ -141,6 +141,7 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
             "path": None,
             "origin": "none",
             "reason": str(error),
+            "interface": "",
             "cpu_isa": None,
             "info": {},
             "ops": {},
@@ -156,6 +157,7 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
         "path": text(state.path),
         "origin": state.origin,
         "reason": state.reason,
+        "interface": state.interface,
         "cpu_isa": _native.cpu_isa(),
         "info": state.info,
         "ops": ops,
@@ -203,7 +205,8 @@ def show(report: dict[str, Any]) -> None:
     table.add_row("compiler", compiler["version"] or compiler["path"] or "none")
     table.add_row("nvcc", f"{nvcc['version']} {nvcc['path']}" if nvcc["path"] else "none")
     table.add_row("cmake, ninja", f"{report['cmake'] or 'none'}, {report['ninja'] or 'none'}")
-    table.add_row("library", f"{library['path'] or 'none'} ({library['origin']})")
+    how = ", ".join(filter(None, (library["origin"], library["interface"])))
+    table.add_row("library", f"{library['path'] or 'none'} ({how})")
     if library["reason"]:
         table.add_row("", library["reason"])
     table.add_row("CPU kernels", library["cpu_isa"] or "PyTorch reference")

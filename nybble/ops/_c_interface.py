@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nybble.errors import BuildError
 from nybble.ops._schema import SCHEMAS
 
 # Numbers of torch's ScalarType and DeviceType; -1 for any other, which no op takes.
@@ -171,7 +172,10 @@ def parse(schema: str) -> tuple[str, list[Any], int]:
 
 
 class Library:
-    """A loaded library file, used through its C functions. One file serves either these or the stable ABI in a process."""
+    """A library file used through its C functions. In one process a file serves either these or the stable ABI.
+
+    Raises ``AttributeError`` for a file that is no library of ours.
+    """
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
@@ -182,7 +186,10 @@ class Library:
             *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
         ]
         self._functions.nybble_kernel.restype = ctypes.c_void_p
-        self._functions.nybble_use_python(_ask)
+        use = self._functions.nybble_use_python
+        use.restype = ctypes.c_bool
+        if not use(_ask):
+            raise BuildError(f"{path} is in use through torch's stable ABI in this process")
 
     def kernel(self, op: str, device: str) -> Callable[..., Any] | None:
         """The op as a function of its schema's arguments; ``None`` where the library has none for ``CPU`` or ``CUDA``."""

@@ -45,6 +45,15 @@ def test_forced_reference() -> None:
     assert (done.stdout.strip(), done.returncode) == ("reference", 0), done.stderr
 
 
+def test_forced_c_interface() -> None:
+    path = _native.ensure_loaded().path
+    if path is None:
+        pytest.skip("no native library")
+    script = USE_AN_OP + "print(_native.ensure_loaded().interface)\n"
+    done = python("-W", "error", "-c", script, NYBBLE_C_INTERFACE="1", NYBBLE_LIBRARY=str(path))
+    assert done.stdout.split("\n")[1] == "C interface", done.stderr
+
+
 def test_nocompile_with_an_empty_cache(tmp_path: Path) -> None:
     done = python(
         "-c",
