@@ -2,7 +2,7 @@
 
     python tools/check_abi.py build/libnybble.so
 
-It may need only the C and C++ runtime: no symbol of Python or of torch (its C functions are looked up, see csrc/binding/torch.h), no
+It may need only the C and C++ runtime: no symbol of Python or of torch (csrc/binding/torch.h has torch's functions looked up), no
 dependency on libpython, torch's libraries or a shared CUDA runtime. Exit code 1 with one line each.
 """
 
