@@ -23,7 +23,8 @@ from torch import Tensor
 from nybble.errors import BuildError
 from nybble.ops._schema import SCHEMAS
 
-# Numbers of torch's ScalarType and DeviceType; -1 for any other, which no op takes.
+# Numbers of torch's DeviceType and ScalarType; -1 for any other, which no op takes.
+CPU, CUDA = 0, 1
 DTYPES: dict[torch.dtype, int] = {
     getattr(torch, name): number
     for name, number in {
@@ -34,8 +35,6 @@ DTYPES: dict[torch.dtype, int] = {
     if hasattr(torch, name)
 }  # fmt: skip
 DTYPE_OF = {number: dtype for dtype, number in DTYPES.items()}
-DEVICES = {"cpu": 0, "cuda": 1}
-DEVICE_OF = {number: name for name, number in DEVICES.items()}
 # Type in a schema to the letter for it in nybble_call.
 KINDS = {"Tensor": "T", "int": "i", "float": "f", "bool": "b", "ScalarType": "s", "int[]": "l"}
 ARGUMENT = re.compile(r"(\w+(?:\[\])?)(?:\(\w!\))?(\??) (\w+)(?:=(.+))?")
@@ -53,13 +52,13 @@ class Call:
     def describe(self, t: Tensor) -> list[int]:
         """``read_tensor`` in the library reads this."""
         self.tensors.append(t)
-        shape, device = t.shape, t.device
+        shape = t.shape
         return [
             len(self.tensors) - 1,
             t.data_ptr(),
             DTYPES.get(t.dtype, -1),
-            DEVICES.get(device.type, -1),
-            device.index or 0,
+            CPU if t.is_cpu else CUDA if t.is_cuda else -1,
+            t.get_device(),
             len(shape),
             *shape,
             *t.stride(),
@@ -75,7 +74,7 @@ Answer = Callable[[Call, Any], "list[int]"]
 
 def _empty(call: Call, at: Any) -> list[int]:
     dtype, device, index, dim = at[:4]
-    where = torch.device(DEVICE_OF[device], index) if device else "cpu"
+    where = torch.device("cuda", index) if device == CUDA else "cpu"
     return call.describe(torch.empty(at[4 : 4 + dim], dtype=DTYPE_OF[dtype], device=where))
 
 
