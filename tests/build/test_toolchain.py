@@ -90,6 +90,7 @@ def test_msvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str, editio
 def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find_compiler", lambda: None)
     monkeypatch.setattr(toolchain, "find_program", lambda name: None)
+    monkeypatch.setattr(toolchain, "find_torch", lambda: CPU_TORCH)
     with pytest.raises(BuildError, match=r"no C\+\+ compiler.*pip install cmake ninja"):
         toolchain.find_tools()
 
