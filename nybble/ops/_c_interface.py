@@ -171,10 +171,7 @@ def parse(schema: str) -> tuple[str, list[Any], int]:
 
 
 class Library:
-    """A library file used through its C functions. In one process a file serves either these or the stable ABI.
-
-    Raises ``AttributeError`` for a file that is no library of ours.
-    """
+    """A library file used through its C functions. In one process a file serves either these or the stable ABI."""
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))

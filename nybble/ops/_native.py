@@ -20,7 +20,7 @@ import torch
 from nybble import env
 from nybble.build import sources
 from nybble.build.toolchain import MINIMUM_TORCH, version_tuple
-from nybble.errors import NybbleError, SettingError
+from nybble.errors import BuildError, NybbleError, SettingError
 from nybble.ops._schema import SCHEMAS
 
 _lock = threading.Lock()
@@ -163,8 +163,8 @@ def _load(
     """Loads one library; a file that cannot be loaded adds its sentence to ``reasons``."""
     try:
         interface = _take_into_use(path)
-    except AttributeError:
-        reasons.append(f"{path} is not a library of this nybble: run `nybble build --clean`")
+    except BuildError as error:
+        reasons.append(str(error))
         return None
     except OSError as error:
         reasons.append(explain_load_error(path, str(error)))
@@ -176,9 +176,12 @@ def _load(
 
 
 def _take_into_use(path: Path) -> str:
-    """Registers the library's ops and returns the interface. Raises ``OSError``, or ``AttributeError`` for another's library."""
+    """Registers the library's ops and returns the interface. Raises ``OSError`` or ``BuildError`` for a file that does not do."""
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "nybble_use_torch"):
+        raise BuildError(f"{path} is not a library of this nybble: run `nybble build --clean`")
     if version_tuple(torch.__version__) >= MINIMUM_TORCH and not env.flag("NYBBLE_C_INTERFACE"):
-        use = ctypes.CDLL(str(path)).nybble_use_torch
+        use = library.nybble_use_torch
         use.argtypes, use.restype = [ctypes.c_void_p] * 2, ctypes.c_char_p
         missing = use(_torch_library("torch_cpu"), _torch_library("torch_cuda"))
         if missing:
@@ -189,10 +192,10 @@ def _take_into_use(path: Path) -> str:
 
     global _kernels
     _kernels = torch.library.Library("nybble", "IMPL")
-    library = Library(path)
+    functions = Library(path)
     for op in SCHEMAS:
         for device in ("CPU", "CUDA"):
-            kernel = library.kernel(op, device)
+            kernel = functions.kernel(op, device)
             if kernel is not None:
                 _kernels.impl(op, kernel, device)
     return "C interface"
