@@ -74,6 +74,12 @@ TABLE: tuple[Variable, ...] = (
         "Load this library file and no other, e.g. a sanitized build.",
     ),
     Variable(
+        "NYBBLE_C_INTERFACE",
+        "flag",
+        "0",
+        "Call the library through the plain C interface that serves a torch below 2.10: slower a call, the same results.",
+    ),
+    Variable(
         "NYBBLE_CPU_ISA",
         "text",
         None,

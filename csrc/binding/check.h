@@ -4,11 +4,9 @@
 //   check.shape(x, "x", {"...", "D"});
 //   check.shape(weight, "weight", {"D"});   // rms_norm: weight has shape [4095], expected [D] with D = 4096 from x
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -16,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "binding/torch.h"
 #include "ops/problem.h"
 
 namespace nybble::binding {
@@ -330,20 +329,29 @@ inline Tensor with_last(const Tensor& x, int64_t last) {
 
 inline const void* pointer(const std::optional<Tensor>& t) { return t.has_value() ? t->data_ptr() : nullptr; }
 
-// `bytes` of memory on x's device, from a 64-byte boundary, given back when this goes.
+// `bytes` of memory on x's device, from a 64-byte boundary, given back when this goes. On a GPU it is torch's, whose
+// cache knows the stream.
 class Scratch {
  public:
   Scratch(const Tensor& x, int64_t bytes) {
-    if (bytes > 0) memory_ = torch::stable::new_empty(x, {bytes + 63}, ScalarType::Byte);
+    if (bytes <= 0) return;
+    bytes += 63;
+    if (x.is_cpu()) {
+      heap_.reset(new char[bytes]);
+      start_ = heap_.get();
+    } else {
+      memory_ = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
+      start_ = memory_->data_ptr();
+    }
   }
   void* data() const {
-    if (!memory_.has_value()) return nullptr;
-    const auto address = reinterpret_cast<uintptr_t>(memory_->data_ptr());
-    return reinterpret_cast<void*>((address + 63) & ~static_cast<uintptr_t>(63));
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(start_) + 63) & ~static_cast<uintptr_t>(63));
   }
 
  private:
+  std::unique_ptr<char[]> heap_;
   std::optional<Tensor> memory_;
+  void* start_ = nullptr;
 };
 
 }  // namespace nybble::binding

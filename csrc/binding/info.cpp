@@ -1,11 +1,6 @@
 // What this library is, for ctypes: plain C names that need no torch.
+#include "binding/export.h"
 #include "cpu/isa.h"
-
-#ifdef _WIN32
-#define NYBBLE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define NYBBLE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 #ifndef NYBBLE_BUILD_INFO
 #define NYBBLE_BUILD_INFO "{}"

@@ -1,7 +1,14 @@
-// Which function serves which op on which device. The schemas are in nybble/ops/_schema.py.
-#include <torch/csrc/stable/library.h>
+// Which function serves which op on which device, and the library taken into use by a torch with the stable functions.
+// The schemas are in nybble/ops/_schema.py.
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <dlfcn.h>
+#endif
 
 #include "binding/bindings.h"
+#include "binding/export.h"
+#include "binding/library.h"
 #include "cpu/threads.h"
 
 namespace nybble::binding {
@@ -18,12 +25,17 @@ int64_t torch_threads() {
   return count;
 }
 
-}  // namespace
-}  // namespace nybble::binding
+void* find(void* library, const char* name) {
+#ifdef _WIN32
+  return reinterpret_cast<void*>(GetProcAddress(static_cast<HMODULE>(library), name));
+#else
+  return dlsym(library, name);
+#endif
+}
 
-STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
-  using namespace nybble::binding;
-  nybble::cpu::set_pool({torch_run, torch_threads});
+using torch::stable::detail::StableLibrary;
+
+void cpu_ops(StableLibrary& m) {
   m.impl("qmatmul", TORCH_BOX(&qmatmul_cpu));
   m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
   m.impl("matmul", TORCH_BOX(&matmul_cpu));
@@ -58,7 +70,7 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CPU, m) {
 }
 
 #ifdef NYBBLE_CUDA
-STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
+void cuda_ops(StableLibrary& m) {
   m.impl("qmatmul", TORCH_BOX(&nybble::binding::qmatmul_cuda));
   m.impl("dequantize", TORCH_BOX(&nybble::binding::dequantize_cuda));
   m.impl("rms_norm", TORCH_BOX(&nybble::binding::rms_norm_cuda));
@@ -92,3 +104,32 @@ STABLE_TORCH_LIBRARY_IMPL(nybble, CUDA, m) {
   m.impl("decode_attention", TORCH_BOX(&nybble::binding::decode_attention_cuda));
 }
 #endif
+
+}  // namespace
+
+void register_ops() {
+  static StableLibrary cpu(StableLibrary::Kind::IMPL, "nybble", "CPU", __FILE__, __LINE__);
+  cpu_ops(cpu);
+#ifdef NYBBLE_CUDA
+  static StableLibrary cuda(StableLibrary::Kind::IMPL, "nybble", "CUDA", __FILE__, __LINE__);
+  cuda_ops(cuda);
+#endif
+}
+
+}  // namespace nybble::binding
+
+// Takes the open libraries of a torch from 2.10 on; the second is nullptr for one without CUDA. Returns nullptr, or the
+// name of the function that this torch does not have.
+NYBBLE_EXPORT const char* nybble_use_torch(void* torch_cpu, void* torch_cuda) {
+  using namespace nybble::binding;
+#define X(name, ...)                                                         \
+  torch::name = reinterpret_cast<decltype(&::name)>(find(torch_cpu, #name)); \
+  if (torch::name == nullptr) return #name;
+  NYBBLE_TORCH_ALL(X)
+#undef X
+  if (torch_cuda != nullptr)
+    current_stream = reinterpret_cast<CurrentStream>(find(torch_cuda, "aoti_torch_get_current_cuda_stream"));
+  nybble::cpu::set_pool({torch_run, torch_threads});
+  register_ops();
+  return nullptr;
+}

@@ -50,10 +50,12 @@ Tensor product(Check& check, const Tensor& given, const Tensor& weight, const Te
   }
 
   Tensor y = with_last(given, N);
-  const Rows added(add.has_value() ? *add : y);
   if (add.has_value()) {
     check.type(*add, "add", given.scalar_type());
     check.same_shape(*add, "add", y, "the result");
+  }
+  const Rows added(add.has_value() ? *add : y);
+  if (add.has_value()) {
     args.add = added.data();
     args.add_stride = added.stride;
   }

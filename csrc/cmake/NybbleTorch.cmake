@@ -32,19 +32,21 @@ elseif(NYBBLE_CUDA STREQUAL "AUTO" AND torch_has_cuda)
   endif()
 endif()
 
-# Linux, macOS: linked by name, with no path kept in the file. The name is in the process already, since torch is imported first,
-# so the loader takes the loaded one. Leaving the symbols undefined instead would fail: Python loads torch's libraries with
-# local visibility, and nothing but a named dependency can see them.
+# Every function of torch's that we know of is looked up when the library is taken into use (binding/torch.h). A newer torch's headers
+# may use one more: it is linked by name, with no path kept in the file, and without one the file asks for no library of torch. Such
+# a name is in the process already, since torch is imported first, so the loader takes the loaded one.
 function(nybble_link_torch target)
   if(WIN32)
     set(names torch_cpu.lib)
   elseif(APPLE)
     set(names libtorch_cpu.dylib)
+    set(as_needed "-Wl,-dead_strip_dylibs")
   else()
     set(names libtorch_cpu.so)
+    set(as_needed "-Wl,--as-needed")
   endif()
   foreach(name IN LISTS names)
-    target_link_libraries(${target} PRIVATE "${NYBBLE_TORCH_DIR}/lib/${name}")
+    target_link_libraries(${target} PRIVATE "${as_needed}" "${NYBBLE_TORCH_DIR}/lib/${name}")
   endforeach()
 endfunction()
 

@@ -12,7 +12,9 @@ struct Pool {
   ParallelFor run;
   int64_t (*threads)();
 };
-void set_pool(Pool pool);  // the binding gives torch's, so that one pool serves both
+void set_pool(Pool pool);               // the binding gives torch's, so that one pool serves both
+Pool own_pool();                        // threads of our own, for a torch that lends none
+void set_own_threads(int64_t threads);  // how many the own pool uses, the caller's among them
 int64_t threads();
 void parallel_for(int64_t n, int64_t grain, Body body, void* context);
 

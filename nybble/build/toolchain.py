@@ -40,7 +40,7 @@ class Tools:
 
 
 def find_torch() -> Torch:
-    """The torch of this Python. Raises ``BuildError`` when it is missing or too old.
+    """The torch of this Python. Raises ``BuildError`` when it is missing or too old to build against.
 
     pip hides the installed packages from a build; their folder is still known, so a wheel can be built against the torch that is
     there instead of downloading a second one.
@@ -54,8 +54,8 @@ def find_torch() -> Torch:
             found = read_torch_version(folder)
             if version_tuple(found.version) < MINIMUM_TORCH:
                 raise BuildError(
-                    f"the native library needs torch 2.10 or later, and torch {found.version} is installed: "
-                    "pip install --upgrade 'torch>=2.10'"
+                    f"building the native library needs torch 2.10 or later, and torch {found.version} is installed: "
+                    "take a wheel of nybble, whose library works with this torch too, or pip install --upgrade 'torch>=2.10'"
                 )
             return found
     raise BuildError("torch is not installed for this Python: pip install 'torch>=2.10'")

@@ -63,15 +63,16 @@ def examine() -> dict[str, Any]:
     for name, found in (("cmake", cmake), ("ninja", ninja)):
         if found is None:
             fixes.append({"missing": name, "fix": f"pip install {name}"})
+    installed = None
     try:
         installed = toolchain.find_torch()
         cuda.refuse_rocm(installed)
     except NybbleError as error:
-        fixes.append({"missing": "a torch nybble can use", "fix": str(error)})
+        fixes.append({"missing": "a torch to build the library with", "fix": str(error)})
     nvcc, nvcc_version = None, None
     try:
         nvcc = cuda.find_nvcc()
-        if nvcc is not None:
+        if nvcc is not None and installed is not None:
             nvcc_version = ".".join(map(str, cuda.check_nvcc(nvcc, installed)))
     except NybbleError as error:
         fixes.append({"missing": "a CUDA compiler that fits", "fix": str(error)})
@@ -141,6 +142,7 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
             "path": None,
             "origin": "none",
             "reason": str(error),
+            "interface": "",
             "cpu_isa": None,
             "info": {},
             "ops": {},
@@ -156,6 +158,7 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
         "path": text(state.path),
         "origin": state.origin,
         "reason": state.reason,
+        "interface": state.interface,
         "cpu_isa": _native.cpu_isa(),
         "info": state.info,
         "ops": ops,
@@ -201,9 +204,10 @@ def show(report: dict[str, Any]) -> None:
         code = "has code for it" if gpu["code"] else "has no code for it"
         table.add_row("GPU", f"{gpu['name']} ({gpu['arch']}), the library {code}")
     table.add_row("compiler", compiler["version"] or compiler["path"] or "none")
-    table.add_row("nvcc", f"{nvcc['version']} {nvcc['path']}" if nvcc["path"] else "none")
+    table.add_row("nvcc", " ".join(filter(None, (nvcc["version"], nvcc["path"]))) or "none")
     table.add_row("cmake, ninja", f"{report['cmake'] or 'none'}, {report['ninja'] or 'none'}")
-    table.add_row("library", f"{library['path'] or 'none'} ({library['origin']})")
+    how = ", ".join(filter(None, (library["origin"], library["interface"])))
+    table.add_row("library", f"{library['path'] or 'none'} ({how})")
     if library["reason"]:
         table.add_row("", library["reason"])
     table.add_row("CPU kernels", library["cpu_isa"] or "PyTorch reference")

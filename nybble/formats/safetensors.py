@@ -41,9 +41,8 @@ DTYPES: dict[str, torch.dtype] = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
+    # Torch has these three from 2.3 on.
+    **{f"U{n}": getattr(torch, f"uint{n}") for n in (64, 32, 16) if hasattr(torch, f"uint{n}")},
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }

@@ -8,6 +8,7 @@ has no kernel for, and ``nybble doctor`` lists them.
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import warnings
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import torch
 
 from nybble import env
 from nybble.build import sources
-from nybble.errors import NybbleError, SettingError
+from nybble.build.toolchain import MINIMUM_TORCH, version_tuple
+from nybble.errors import BuildError, NybbleError, SettingError
+from nybble.ops._schema import SCHEMAS
 
 _lock = threading.Lock()
 
@@ -31,10 +34,12 @@ class State:
     origin: str  # "package", "cache", "built now", "reference"
     reason: str  # why this and not an earlier choice; empty when there is nothing to say
     info: dict[str, Any]  # the library's build record
+    interface: str = ""  # "stable ABI", or "C interface" below torch 2.10
 
 
 _state: State | None = None
 _references: torch.library.Library | None = None
+_kernels: torch.library.Library | None = None  # those of the C interface
 
 
 def ensure_loaded() -> State:
@@ -157,15 +162,53 @@ def _load(
 ) -> State | None:
     """Loads one library; a file that cannot be loaded adds its sentence to ``reasons``."""
     try:
-        torch.ops.load_library(str(path))
+        interface = _take_into_use(path)
+    except BuildError as error:
+        reasons.append(str(error))
+        return None
     except OSError as error:
-        # torch wraps what the dynamic loader said.
-        reasons.append(explain_load_error(path, str(error.__cause__ or error)))
+        reasons.append(explain_load_error(path, str(error)))
         return None
     if not native_devices("rms_norm"):  # any op would do: one file registers them all
         reasons.append(f"{path} has no kernels for this torch: run `nybble build --clean`")
         return None
-    return State(path, origin, reason, info)
+    return State(path, origin, reason, info, interface)
+
+
+def _take_into_use(path: Path) -> str:
+    """Registers the library's ops and returns the interface. Raises ``OSError`` or ``BuildError`` for a file that does not do."""
+    library = ctypes.CDLL(str(path))
+    if not hasattr(library, "nybble_use_torch"):
+        raise BuildError(f"{path} is not a library of this nybble: run `nybble build --clean`")
+    if version_tuple(torch.__version__) >= MINIMUM_TORCH and not env.flag("NYBBLE_C_INTERFACE"):
+        use = library.nybble_use_torch
+        use.argtypes, use.restype = [ctypes.c_void_p] * 2, ctypes.c_char_p
+        missing = use(_torch_library("torch_cpu"), _torch_library("torch_cuda"))
+        if missing:
+            raise OSError(f"undefined symbol: {missing.decode()}")
+        return "stable ABI"
+
+    from nybble.ops._c_interface import Library
+
+    global _kernels
+    _kernels = torch.library.Library("nybble", "IMPL")
+    functions = Library(path)
+    for op in SCHEMAS:
+        for device in ("CPU", "CUDA"):
+            kernel = functions.kernel(op, device)
+            if kernel is not None:
+                _kernels.impl(op, kernel, device)
+    return "C interface"
+
+
+def _torch_library(stem: str) -> int | None:
+    """The handle of a library that torch has opened already; ``None`` where this torch has none of the name."""
+    name = {"win32": f"{stem}.dll", "darwin": f"lib{stem}.dylib"}.get(sys.platform, f"lib{stem}.so")
+    beside = Path(torch.__file__).parent / "lib" / name
+    try:
+        return ctypes.CDLL(str(beside) if beside.exists() else name)._handle
+    except OSError:
+        return None
 
 
 def explain_load_error(path: Path, text: str) -> str:

@@ -50,3 +50,9 @@ SCHEMAS: dict[str, str] = {
 LIBRARY = torch.library.Library("nybble", "DEF")
 for _name, _schema in SCHEMAS.items():
     LIBRARY.define(_name + _schema)
+
+# The shape rule of an op: ``@register_fake("nybble::NAME")``. Torch before 2.4 has it under its first name.
+register_fake = getattr(
+    torch.library,
+    "register_fake" if hasattr(torch.library, "register_fake") else "impl_abstract",
+)

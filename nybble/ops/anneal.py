@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _anneal_knapsack = torch.ops.nybble.anneal_knapsack.default
 
@@ -50,7 +50,7 @@ def anneal_knapsack(
     return choice
 
 
-@torch.library.register_fake("nybble::anneal_knapsack")
+@register_fake("nybble::anneal_knapsack")
 def _(
     cost: Tensor,
     loss: Tensor,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _attention = torch.ops.nybble.attention.default
 
@@ -46,7 +46,7 @@ def attention(
     return o
 
 
-@torch.library.register_fake("nybble::attention")
+@register_fake("nybble::attention")
 def _(
     q: Tensor,
     k: Tensor,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _cached_attention = torch.ops.nybble.cached_attention_.default
 
@@ -49,7 +49,7 @@ def cached_attention_(
     return o
 
 
-@torch.library.register_fake("nybble::cached_attention_")
+@register_fake("nybble::cached_attention_")
 def _(
     qkv: Tensor,
     cos: Tensor,

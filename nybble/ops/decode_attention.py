@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _decode_attention = torch.ops.nybble.decode_attention.default
 
@@ -48,7 +48,7 @@ def decode_attention(
     return o
 
 
-@torch.library.register_fake("nybble::decode_attention")
+@register_fake("nybble::decode_attention")
 def _(
     q: Tensor,
     k_cache: Tensor,

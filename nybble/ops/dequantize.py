@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 from nybble.ops.packed import PackedMatrix
 
 _dequantize = torch.ops.nybble.dequantize.default
@@ -42,7 +42,7 @@ def dequantize(packed: PackedMatrix, dtype: torch.dtype = torch.float32) -> Tens
     return W
 
 
-@torch.library.register_fake("nybble::dequantize")
+@register_fake("nybble::dequantize")
 def _(
     weight: Tensor,
     scales: Tensor,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _embedding = torch.ops.nybble.embedding.default
 
@@ -30,6 +30,6 @@ def embedding(ids: Tensor, weight: Tensor, dtype: torch.dtype = torch.float32) -
     return y
 
 
-@torch.library.register_fake("nybble::embedding")
+@register_fake("nybble::embedding")
 def _(ids: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.new_empty((*ids.shape, weight.shape[1]), dtype=dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _silu_mul = torch.ops.nybble.silu_mul.default
 _gelu_mul = torch.ops.nybble.gelu_mul.default
@@ -56,11 +56,11 @@ def gate_mul(gate: Tensor, up: Tensor, activation: str) -> Tensor:
     return gelu_mul(gate, up, tanh=activation == "gelu_tanh")
 
 
-@torch.library.register_fake("nybble::silu_mul")
+@register_fake("nybble::silu_mul")
 def _(gate: Tensor, up: Tensor) -> Tensor:
     return gate.new_empty(gate.shape)
 
 
-@torch.library.register_fake("nybble::gelu_mul")
+@register_fake("nybble::gelu_mul")
 def _(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
     return gate.new_empty(gate.shape)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _quantize_int8 = torch.ops.nybble.quantize_int8.default
 _layer_norm_int8 = torch.ops.nybble.layer_norm_int8.default
@@ -90,17 +90,17 @@ def _codes_and_scales(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes, x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.register_fake("nybble::quantize_int8")
+@register_fake("nybble::quantize_int8")
 def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return _codes_and_scales(x)
 
 
-@torch.library.register_fake("nybble::layer_norm_int8")
+@register_fake("nybble::layer_norm_int8")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     return _codes_and_scales(x)
 
 
-@torch.library.register_fake("nybble::int8_matmul")
+@register_fake("nybble::int8_matmul")
 def _(
     x: Tensor,
     x_scale: Tensor,

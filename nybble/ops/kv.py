@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _kv_quantize = torch.ops.nybble.kv_quantize_.default
 _kv_dequantize = torch.ops.nybble.kv_dequantize_.default
@@ -94,21 +94,21 @@ def fp8_decode_(x: Tensor, codes: Tensor) -> Tensor:
     return x
 
 
-@torch.library.register_fake("nybble::kv_quantize_")
+@register_fake("nybble::kv_quantize_")
 def _(codes: Tensor, scales: Tensor, x: Tensor, runs: Tensor, bits: int) -> None:
     return None
 
 
-@torch.library.register_fake("nybble::kv_dequantize_")
+@register_fake("nybble::kv_dequantize_")
 def _(x: Tensor, codes: Tensor, scales: Tensor, runs: Tensor, bits: int) -> None:
     return None
 
 
-@torch.library.register_fake("nybble::fp8_encode_")
+@register_fake("nybble::fp8_encode_")
 def _(codes: Tensor, x: Tensor) -> None:
     return None
 
 
-@torch.library.register_fake("nybble::fp8_decode_")
+@register_fake("nybble::fp8_decode_")
 def _(x: Tensor, codes: Tensor) -> None:
     return None

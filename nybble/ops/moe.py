@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _moe_route = torch.ops.nybble.moe_route.default
 
@@ -72,7 +72,7 @@ def moe_apply(
     return y.to(x.dtype)
 
 
-@torch.library.register_fake("nybble::moe_route")
+@register_fake("nybble::moe_route")
 def _(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     shape = (*logits.shape[:-1], k)
     return (

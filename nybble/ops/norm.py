@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _rms_norm = torch.ops.nybble.rms_norm.default
 _layer_norm = torch.ops.nybble.layer_norm.default
@@ -91,23 +91,23 @@ def layer_norm_(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> T
     return x
 
 
-@torch.library.register_fake("nybble::rms_norm")
+@register_fake("nybble::rms_norm")
 def _(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype or x.dtype)
 
 
-@torch.library.register_fake("nybble::rms_norm_")
+@register_fake("nybble::rms_norm_")
 def _(x: Tensor, weight: Tensor, eps: float) -> None:
     return None
 
 
-@torch.library.register_fake("nybble::layer_norm")
+@register_fake("nybble::layer_norm")
 def _(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype | None = None
 ) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype or x.dtype)
 
 
-@torch.library.register_fake("nybble::layer_norm_")
+@register_fake("nybble::layer_norm_")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
     return None

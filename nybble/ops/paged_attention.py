@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nybble import env
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _paged_attention = torch.ops.nybble.paged_attention.default
 
@@ -75,7 +75,7 @@ def paged_attention(
     return o
 
 
-@torch.library.register_fake("nybble::paged_attention")
+@register_fake("nybble::paged_attention")
 def _(
     q: Tensor,
     keys: Tensor,

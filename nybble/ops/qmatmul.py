@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from nybble import env
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 from nybble.ops.dequantize import dequantize
 from nybble.ops.gate import gate_mul
 from nybble.ops.norm import rms_norm
@@ -137,7 +137,7 @@ def of_many_rows(
     return y
 
 
-@torch.library.register_fake("nybble::qmatmul")
+@register_fake("nybble::qmatmul")
 def _(
     x: Tensor,
     weight: Tensor,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _quantize_columns = torch.ops.nybble.quantize_columns.default
 _quantize_error = torch.ops.nybble.quantize_error.default
@@ -114,17 +114,17 @@ def gptq_group_(
     _gptq_group(weight, codes, error, cholesky, scales, zero, max_code)
 
 
-@torch.library.register_fake("nybble::quantize_columns")
+@register_fake("nybble::quantize_columns")
 def _(x: Tensor, scales: Tensor, zero: int, max_code: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(x.shape)
 
 
-@torch.library.register_fake("nybble::quantize_error")
+@register_fake("nybble::quantize_error")
 def _(x: Tensor, scales: Tensor, factors: Tensor, zero: int, max_code: int, norm: float) -> Tensor:
     return x.new_empty(factors.shape[0], x.shape[1])
 
 
-@torch.library.register_fake("nybble::gptq_group_")
+@register_fake("nybble::gptq_group_")
 def _(
     weight: Tensor,
     codes: Tensor,

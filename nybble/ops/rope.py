@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _rope = torch.ops.nybble.rope_.default
 
@@ -31,6 +31,6 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, *, neox: bool 
     return x
 
 
-@torch.library.register_fake("nybble::rope_")
+@register_fake("nybble::rope_")
 def _(x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, neox: bool) -> None:
     return None

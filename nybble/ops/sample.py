@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _sample = torch.ops.nybble.sample.default
 _repetition_penalty = torch.ops.nybble.repetition_penalty_.default
@@ -81,7 +81,7 @@ def repetition_penalty_(
     return logits
 
 
-@torch.library.register_fake("nybble::sample")
+@register_fake("nybble::sample")
 def _(
     logits: Tensor,
     temperature: Tensor,
@@ -93,7 +93,7 @@ def _(
     return logits.new_empty(logits.shape[0], dtype=torch.int64)
 
 
-@torch.library.register_fake("nybble::repetition_penalty_")
+@register_fake("nybble::repetition_penalty_")
 def _(
     logits: Tensor,
     tokens: Tensor,

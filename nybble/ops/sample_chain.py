@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 from nybble.ops.sample_steps import PerRow, Step
 
 _sample_chain = torch.ops.nybble.sample_chain.default
@@ -88,7 +88,7 @@ def _columns(values: Sequence[PerRow], B: int, device: torch.device) -> Tensor:
     )
 
 
-@torch.library.register_fake("nybble::sample_chain")
+@register_fake("nybble::sample_chain")
 def _(
     logits: Tensor,
     temperature: Tensor,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nybble.ops import _schema  # noqa: F401  (defines the ops)
 from nybble.ops._native import ensure_loaded
+from nybble.ops._schema import register_fake
 
 _softcap = torch.ops.nybble.softcap_.default
 
@@ -28,6 +28,6 @@ def softcap_(x: Tensor, cap: float) -> Tensor:
     return x
 
 
-@torch.library.register_fake("nybble::softcap_")
+@register_fake("nybble::softcap_")
 def _(x: Tensor, cap: float) -> None:
     return None

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from nybble.build import compile as building
-from nybble.build import sources
+from nybble.build import sources, toolchain
 from nybble.errors import BuildError, SettingError
 from nybble.ops import _native
 
@@ -45,6 +46,19 @@ def test_forced_reference() -> None:
     assert (done.stdout.strip(), done.returncode) == ("reference", 0), done.stderr
 
 
+def test_forced_c_interface() -> None:
+    path = _native.ensure_loaded().path
+    if path is None:
+        pytest.skip("no native library")
+    script = USE_AN_OP + "print(_native.ensure_loaded().interface)\n"
+    done = python("-W", "error", "-c", script, NYBBLE_C_INTERFACE="1", NYBBLE_LIBRARY=str(path))
+    assert done.stdout.split("\n")[1] == "C interface", done.stderr
+
+
+@pytest.mark.skipif(
+    toolchain.version_tuple(torch.__version__) < toolchain.MINIMUM_TORCH,
+    reason="nothing is built beside a torch below 2.10",
+)
 def test_nocompile_with_an_empty_cache(tmp_path: Path) -> None:
     done = python(
         "-c",

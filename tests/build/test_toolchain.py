@@ -90,6 +90,7 @@ def test_msvc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, year: str, editio
 def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "find_compiler", lambda: None)
     monkeypatch.setattr(toolchain, "find_program", lambda name: None)
+    monkeypatch.setattr(toolchain, "find_torch", lambda: CPU_TORCH)
     with pytest.raises(BuildError, match=r"no C\+\+ compiler.*pip install cmake ninja"):
         toolchain.find_tools()
 
@@ -99,7 +100,7 @@ def test_old_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "torch" / "version.py").write_text("__version__ = '2.9.1'\ncuda = None\n")
     monkeypatch.setattr(toolchain.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(toolchain.sysconfig, "get_path", lambda kind: str(tmp_path))
-    with pytest.raises(BuildError, match="2.9.1 is installed: pip install --upgrade"):
+    with pytest.raises(BuildError, match="2.9.1 is installed: take a wheel of nybble"):
         toolchain.find_torch()
 
 

@@ -78,6 +78,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 && kD <= 128 ? 3 : 2)
     const bool there = row0 + row < row_end && chunk * 8 < D;
     copy_async<16>(q_tile + chunk_at<kD>(row, chunk), rows.query<T>(a, there ? row0 + row : 0) + chunk * 8, there);
   }
+  commit_copies();  // by itself: with no key to copy, what is not committed is not waited for
   if (from < to) copy_keys(from);
 
   const int warp_row = warp * kTiles * 16;  // the warp's first row in the tile
