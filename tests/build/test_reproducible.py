@@ -1,4 +1,4 @@
-"""The same sources make the same bytes in every folder. Shown on one unit that names its file: a whole build is too long for a test."""
+"""The same sources make the same bytes in every folder. Shown on one unit that names its file, as a whole build takes too long."""
 
 from __future__ import annotations
 
