@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = "pkg:pypi/nybble"
-BUILD_TYPE = "https://slsa.dev/provenance/v1#tools/release.py"
+BUILD_TYPE = "urn:nybble:tools/release.py:1"
 # What a CUDA wheel carries inside: not a dependency that pip could tell.
 CUDA_RUNTIME = {
     "type": "library",

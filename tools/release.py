@@ -28,11 +28,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
-sys.path[:0] = [str(ROOT), str(TOOLS)]
-
-import records  # noqa: E402
+sys.path.insert(0, str(ROOT))  # this file runs as a program
 
 from nybble.build import matrix, sources  # noqa: E402
+from tools import records  # noqa: E402
 
 HOOK = "import sys; sys.path.insert(0, 'nybble/build'); import backend; print(backend.{hook}(sys.argv[1]))"
 VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
@@ -305,7 +304,7 @@ def steps(order: Order, commit: str, folder: Path) -> Iterator[Path]:
     say(f"{artefact.name}: {artefact.stat().st_size / 1e6:.1f} MB")
     try_all(order, artefact, folder, version)
     cuda = order.row.cuda if not order.cpu else ""
-    builder = os.environ.get("GITHUB_WORKFLOW_REF", "tools/release.py")
+    builder = os.environ.get("GITHUB_WORKFLOW_REF", "urn:nybble:tools/release.py")
     beside = {
         ".sha256": f"{records.sha256(artefact)}  {artefact.name}\n",
         ".cdx.json": json.dumps(records.sbom(artefact, epoch=epoch, cuda=cuda), indent=2) + "\n",

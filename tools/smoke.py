@@ -1,4 +1,4 @@
-"""Proves in a fresh environment that an installed nybble works: python -I tools/smoke.py [--device cuda] [--native]
+"""Proves in a fresh environment that an installed nybble works: python -I tools/smoke.py [--device cuda] [--native | --bare]
 
 Prints one line of JSON: versions, which library serves the ops, and the text the demo model writes with temperature 0, which must
 be the same in every environment. Needs nothing but what a user installs.
@@ -27,10 +27,20 @@ def kernel_error(device: str) -> float:
     return float((ops.rms_norm(x, weight, 1e-6) - wanted).abs().max())
 
 
+def missing() -> list[str]:
+    """What ``nybble doctor`` finds missing."""
+    from nybble.cli.doctor import examine
+
+    return [fix["missing"] for fix in examine()["fixes"]]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--native", action="store_true", help="fail on the PyTorch reference")
+    parser.add_argument(
+        "--bare", action="store_true", help="fail unless doctor asks for a compiler"
+    )
     parser.add_argument("--version", help="fail on another version")
     options = parser.parse_args()
     warnings.simplefilter("ignore", RuntimeWarning)  # the reference says that it is slow
@@ -61,6 +71,8 @@ def main() -> int:
     problems = []
     if options.native and state.path is None:
         problems.append(f"the reference serves: {state.reason}")
+    if options.bare and "a C++ compiler" not in missing():
+        problems.append(f"doctor does not ask for a C++ compiler, only for {missing()}")
     if options.version and nybble.__version__ != options.version:
         problems.append(f"version {nybble.__version__}, expected {options.version}")
     if not error < 1e-5:
