@@ -58,7 +58,10 @@ def test_every_row_can_be_named() -> None:
     assert order(Path("x"), row="sdist").row.torch == matrix.ANY_TORCH
 
 
-def test_a_row_that_cannot_be_built_says_what_serves_instead(tmp_path: Path) -> None:
+def test_a_row_that_cannot_be_built_says_what_serves_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release, "steps", lambda *arguments: iter([]))
     name = "linux_x86_64-rocm6.1-py3.10-torch2.4.0"
     with pytest.raises(release.ReleaseError, match=r"no HIP build.*Take instead: manylinux"):
         release.release(order(tmp_path, row=name))
