@@ -4,6 +4,7 @@
     python tools/release.py sdist
     python tools/release.py manylinux_2_28_x86_64-cu130 --python 3.10 --python 3.13
     python tools/release.py manylinux_2_28_x86_64-cu130 --cpu --platform auto      # a rehearsal: no nvcc, any glibc
+    python tools/release.py manylinux_2_28_x86_64-cu130 --try FILE --python 3.12   # only the test of a file that is there
 
 Steps: export the commit, build, check the ABI, install in fresh environments and let the demo write, then checksum, SBOM and
 provenance. Files come to --dist by rename, the provenance last, so that it vouches for the others; what it vouches for already is
@@ -54,6 +55,7 @@ class Order:
     torch: list[str]  # what pip installs before the wheel in a fresh environment
     pythons: list[str]  # versions or programs for the fresh environments
     again: bool = False  # though it is made already
+    file: Path | None = None  # only try this one out
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -257,6 +259,14 @@ def try_all(order: Order, artefact: Path, folder: Path, version: str) -> None:
         raise ReleaseError(f"the demo writes different texts: {json.dumps(texts, indent=1)}")
 
 
+def try_file(order: Order, file: Path) -> None:
+    """The smoke test of a file that was made elsewhere."""
+    if not file.is_file():
+        raise ReleaseError(f"{file} is not there")
+    with tempfile.TemporaryDirectory(prefix="nybble-try-") as name:
+        try_all(order, file, Path(name), records.metadata(file)["Version"])
+
+
 # All of it -------------------------------------------------------------------------------------------------------------------
 
 
@@ -374,6 +384,7 @@ def parse(arguments: list[str]) -> Order | None:
         "--python", action="append", help="version (through uv) or program; repeatable"
     )
     parser.add_argument("--again", action="store_true", help="though it is made already")
+    parser.add_argument("--try", dest="try_file", type=Path, metavar="FILE", help="only test this")
     options = parser.parse_args(arguments)
     if options.list:
         return None
@@ -389,6 +400,7 @@ def parse(arguments: list[str]) -> Order | None:
         torch=options.torch or ["torch"],
         pythons=options.python or [sys.executable],
         again=options.again,
+        file=options.try_file.resolve() if options.try_file else None,
     )
 
 
@@ -399,7 +411,10 @@ def main() -> int:
             print(name, f"({row.blocked})" if row.blocked else "")
         return 0
     try:
-        release(order)
+        if order.file:
+            try_file(order, order.file)
+        else:
+            release(order)
     except ReleaseError as error:
         print(f"release: {error}", file=sys.stderr)
         return 1
