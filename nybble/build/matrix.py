@@ -191,7 +191,7 @@ def _blocked(torch: str, rocm: str, archs: Iterable[str]) -> str:
     if rocm:
         found.append("the GPU kernels are CUDA only, there is no HIP build")
     if version_tuple(torch) < version_tuple(TORCH_TARGET):
-        found.append(f"the binding is made with the stable ABI of torch {TORCH_TARGET}")
+        found.append(f"the library builds against torch {TORCH_TARGET} or later only")
     old = [arch for arch in archs if float(arch.removesuffix("+PTX")) < float(LOWEST_ARCH)]
     if old:
         found.append(
