@@ -14,6 +14,7 @@ not made again. The Python that runs this needs torch 2.10 or later, scikit-buil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
 sys.path.insert(0, str(ROOT))  # this file runs as a program
 
-from nybble.build import matrix, sources  # noqa: E402
+from nybble.build import compile, matrix, sources  # noqa: E402
 from tools import records  # noqa: E402
 
 HOOK = "import sys; sys.path.insert(0, 'nybble/build'); import backend; print(backend.{hook}(sys.argv[1]))"
@@ -338,6 +339,19 @@ def steps(order: Order, commit: str, folder: Path) -> Iterator[Path]:
         yield file
 
 
+@contextlib.contextmanager
+def workplace(order: Order) -> Iterator[Path]:
+    """A folder for one run at a time, under the same name each time: nvcc names kernels after the path of their file."""
+    folder = order.dist / f".making-{order.row.name}"
+    with compile.locked(order.dist / ".lock"):
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def release(order: Order) -> Path:
     """Makes the artefact, or finds it made."""
     if order.row.blocked:
@@ -353,8 +367,8 @@ def release(order: Order) -> Path:
         say(f"{found} is made already, from this commit")
         return found
     os.umask(0o022)  # modes are in the archive
-    with tempfile.TemporaryDirectory(dir=order.dist, prefix=".making-") as name:
-        files = list(steps(order, commit, Path(name)))
+    with workplace(order) as folder:
+        files = list(steps(order, commit, folder))
         for file in files:
             os.replace(file, order.dist / file.name)
     say(f"{order.dist / files[0].name} is done")
