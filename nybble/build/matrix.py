@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from nybble.build.cuda import DEFAULT
+from nybble.build.cuda import DEFAULT, MINIMUM_DRIVERS
 from nybble.build.sources import TORCH_TARGET
 from nybble.build.toolchain import version_tuple
 
@@ -65,15 +65,19 @@ class Line:
     """Wheels made with one CUDA toolkit, for all drivers from one release on."""
 
     cuda: str
-    driver: str
     local: str  # PyPI takes no local version: the line without one is the one on PyPI
     note: str
+
+    @property
+    def driver(self) -> str:
+        """Oldest driver that runs its code."""
+        return str(MINIMUM_DRIVERS[version_tuple(self.cuda)[0]])
 
 
 # A driver runs what toolkits of its own and of earlier major versions made (docs/install.md gives the source).
 LINES = (
-    Line("12.8.1", "525", "", "runs under CUDA 12 and CUDA 13 drivers; the one on PyPI"),
-    Line("13.0.2", "580", "+cu130", "made by the compiler the kernels are developed with"),
+    Line("12.8.1", "", "runs under CUDA 12 and CUDA 13 drivers; the one on PyPI"),
+    Line("13.0.2", "+cu130", "made by the compiler the kernels are developed with"),
 )
 
 
