@@ -106,8 +106,11 @@ def read_version(root: Path) -> str:
 
 
 def local_version(order: Order) -> str:
-    """``+cpu`` for a wheel without the CUDA part, so that a rehearsal is never taken for the release."""
-    return "+cpu" if order.cpu and order.row.kind == "wheel" else order.row.local
+    """The row's; with ``cpu`` in it for a wheel without the CUDA part, so that a rehearsal is never taken for the release."""
+    local = order.row.local
+    if order.cpu and order.row.kind == "wheel":
+        return f"{local}-cpu" if local else "+cpu"
+    return local
 
 
 def export(folder: Path, local: str) -> None:
@@ -391,6 +394,11 @@ def parse(arguments: list[str]) -> Order | None:
     )
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     parser.add_argument("--cpu", action="store_true", help="leave the CUDA part out")
+    parser.add_argument(
+        "--partly",
+        action="store_true",
+        help="of a classic row with CUDA, what can be built: without its oldest architectures, against the torch of this Python",
+    )
     parser.add_argument("--archs", help="GPU architectures instead of the row's")
     parser.add_argument("--platform", help="platform tag to prove instead of the row's, or auto")
     parser.add_argument("--torch", action="append", help="for pip, in the fresh environment")
@@ -405,12 +413,14 @@ def parse(arguments: list[str]) -> Order | None:
     if options.row not in rows():
         parser.error(f"no row is called {options.row}: --list names them")
     row = rows()[options.row]
+    if options.partly:
+        row = matrix.buildable_part(row)
     return Order(
         row=row,
         dist=options.dist.resolve(),
         cpu=options.cpu,
         archs="" if options.cpu else options.archs or " ".join(row.archs),
-        platform=options.platform or row.platform,
+        platform=options.platform or ("auto" if row.platform == "linux_x86_64" else row.platform),
         torch=options.torch or ["torch"],
         pythons=options.python or [sys.executable],
         again=options.again,

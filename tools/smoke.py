@@ -73,7 +73,10 @@ def main() -> int:
         problems.append(f"the reference serves: {state.reason}")
     if options.bare and "a C++ compiler" not in missing():
         problems.append(f"doctor does not ask for a C++ compiler, only for {missing()}")
-    if options.version and nybble.__version__ != options.version:
+    # A wheel's metadata writes 1.0+a-b as 1.0+a.b.
+    if options.version and nybble.__version__.replace("-", ".") != options.version.replace(
+        "-", "."
+    ):
         problems.append(f"version {nybble.__version__}, expected {options.version}")
     if not error < 1e-5:
         problems.append(f"rms_norm is off by {error}")

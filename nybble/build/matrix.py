@@ -8,7 +8,7 @@ that installation instead. The workflows in .github/ are written from this table
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from nybble.build.cuda import DEFAULT, MINIMUM_DRIVERS
 from nybble.build.sources import TORCH_TARGET
@@ -262,6 +262,18 @@ def classic() -> list[Row]:
     hosted = _classic(UBUNTU, "3.10", "2.2.2", cuda="12.1.0", note="for a hosted-spaces image")
     sdist = Row("sdist", UBUNTU, "3.11", "2.3.1", note="no toolkit: nothing is compiled")
     return [*_cuda_rows(UBUNTU), *_cuda_rows(WINDOWS), *_rocm_rows(), hosted, sdist]
+
+
+def buildable_part(row: Row) -> Row:
+    """A classic CUDA row without its architectures that no kernel is made for; one for ROCm comes back as it was.
+
+    >>> [row.archs for row in map(buildable_part, classic()) if row.cuda == "12.8.1"][0]
+    ('7.5', '8.0', '8.6', '8.9', '9.0', '10.0', '12.0+PTX')
+    """
+    if row.rocm:
+        return row
+    archs = tuple(a for a in row.archs if float(a.removesuffix("+PTX")) >= float(LOWEST_ARCH))
+    return replace(row, archs=archs, blocked="")
 
 
 def as_data(rows: Iterable[Row]) -> list[dict[str, object]]:

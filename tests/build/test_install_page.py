@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nybble import errors
-from nybble.build import cuda
+from nybble.build import cuda, matrix
 from tools import gen_install_doc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,9 @@ def anchors(page: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("module", [errors, cuda, gen_install_doc], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [errors, cuda, matrix, gen_install_doc], ids=lambda m: m.__name__
+)
 def test_examples(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 

@@ -67,6 +67,16 @@ def test_a_row_that_cannot_be_built_says_what_serves_instead(
         release.release(order(tmp_path, row=name))
 
 
+def test_the_buildable_part_of_a_classic_row() -> None:
+    """Its local version, but not the architectures without kernels; of a row with ROCm there is no such part."""
+    asked = order(Path("x"), "--partly", row="linux_x86_64-cu128-py3.12-torch2.9.0")
+    assert (asked.row.blocked, asked.platform) == ("", "auto")
+    assert asked.archs == "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+    assert release.local_version(asked) == "+cu128-torch2.9.0"
+    rocm = order(Path("x"), "--partly", row="linux_x86_64-rocm6.1-py3.10-torch2.4.0")
+    assert "no HIP build" in rocm.row.blocked
+
+
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         release.parse(["cu999"])
@@ -148,7 +158,8 @@ def test_a_failed_program_tells_the_end_of_its_output() -> None:
 
 
 def test_a_rehearsal_is_told_from_the_release() -> None:
-    assert release.local_version(order(Path("x"), "--cpu")) == "+cpu"
+    assert release.local_version(order(Path("x"), "--cpu")) == "+cu130-cpu"
+    assert release.local_version(order(Path("x"), "--cpu", row="win_amd64-cu128")) == "+cpu"
     assert release.local_version(order(Path("x"))) == "+cu130"
     assert release.local_version(order(Path("x"), row="sdist")) == ""
 
