@@ -38,7 +38,9 @@ def test_messages_name_sections_that_exist() -> None:
     assert {"no-compiler", "rocm", "which-command"} <= named <= anchors(PAGE)
 
 
-@pytest.mark.parametrize("path", [Path("docs/install.md"), Path("README.md")], ids=str)
+@pytest.mark.parametrize(
+    "path", [Path("docs/install.md"), Path("README.md"), Path("CONTRIBUTING.md")], ids=str
+)
 def test_links_lead_somewhere(path: Path) -> None:
     text = (ROOT / path).read_text()
     for target in re.findall(r"\]\(([^)]+)\)", text):
