@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,8 +26,8 @@ def anchors(page: str) -> set[str]:
 @pytest.mark.parametrize(
     "module", [errors, cuda, matrix, gen_install_doc], ids=lambda m: m.__name__
 )
-def test_examples(module: object) -> None:
-    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+def test_examples(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_messages_name_sections_that_exist() -> None:

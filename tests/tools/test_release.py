@@ -9,12 +9,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import nybble
 from nybble.build import matrix
-from tools import records, release
+from tools import clang_check, records, release
 
 EPOCH = 1_700_000_000
 METADATA = """Metadata-Version: 2.4
@@ -49,8 +50,9 @@ def vouch(wheel: Path, asked: release.Order, commit: str) -> None:
     wheel.with_name(wheel.name + ".intoto.json").write_text(json.dumps(statement))
 
 
-def test_examples() -> None:
-    assert doctest.testmod(records).failed == 0
+@pytest.mark.parametrize("module", [records, clang_check], ids=lambda m: m.__name__)
+def test_examples(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
 def test_every_row_can_be_named() -> None:
