@@ -38,6 +38,7 @@ from tools import records  # noqa: E402
 HOOK = "import sys; sys.path.insert(0, 'nybble/build'); import backend; print(backend.{hook}(sys.argv[1]))"
 VERSION = re.compile(r'^__version__ = "([^"]+)"$', re.MULTILINE)
 LINUX = sys.platform == "linux"
+LIBRARY = Path("nybble", "_lib", sources.library_name())
 
 
 class ReleaseError(Exception):
@@ -158,10 +159,10 @@ def build(order: Order, source: Path, output: Path, epoch: int) -> Path:
 def library_of(wheel: Path, folder: Path) -> Path:
     """The native library out of a wheel."""
     shutil.unpack_archive(wheel, folder, "zip")
-    return folder / "nybble" / "_lib" / sources.library_name()
+    return folder / LIBRARY
 
 
-def audit(order: Order, wheel: Path, folder: Path) -> Path:
+def audit(order: Order, wheel: Path, folder: Path, epoch: int) -> Path:
     """Checks the library's ABI and architectures; returns the wheel under the platform tag it was proved for."""
     library = library_of(wheel, folder / "unpacked")
     info = sources.read_build_info(library)
@@ -177,7 +178,7 @@ def audit(order: Order, wheel: Path, folder: Path) -> Path:
     say(run([sys.executable, TOOLS / "check_abi.py", library], "the ABI check").strip())
     variables = os.environ | {
         "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
-        "SOURCE_DATE_EPOCH": git("log", "-1", "--format=%ct"),
+        "SOURCE_DATE_EPOCH": str(epoch),
     }
     command = [sys.executable, "-m", "auditwheel", "repair", "--exclude", "libtorch_cpu.so"]
     try:
@@ -288,8 +289,8 @@ def made_before(order: Order, commit: str) -> Path | None:
     return None
 
 
-def tools_used(order: Order) -> dict[str, str]:
-    """Versions of what had a part in the bytes."""
+def tools_used(order: Order, folder: Path) -> dict[str, str]:
+    """Versions of what had a part in the bytes; of the compilers, what the unpacked library says itself."""
     from importlib import metadata
 
     names = [
@@ -302,7 +303,8 @@ def tools_used(order: Order) -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # cmake and ninja may be the system's
             continue
-    return found
+    info = sources.read_build_info(folder / "unpacked" / LIBRARY) or {}
+    return found | {name: info[name] for name in ("compiler", "cuda") if info.get(name)}
 
 
 def steps(order: Order, commit: str, folder: Path) -> Iterator[Path]:
@@ -314,7 +316,7 @@ def steps(order: Order, commit: str, folder: Path) -> Iterator[Path]:
     say(f"building {order.row.name}, version {version}, commit {commit[:12]}")
     artefact = build(order, source, folder / "built", epoch)
     if order.row.kind == "wheel":
-        artefact = audit(order, artefact, folder)
+        artefact = audit(order, artefact, folder, epoch)
     say(f"{artefact.name}: {artefact.stat().st_size / 1e6:.1f} MB")
     try_all(order, artefact, folder, version)
     cuda = order.row.cuda if not order.cpu else ""
@@ -328,7 +330,7 @@ def steps(order: Order, commit: str, folder: Path) -> Iterator[Path]:
                 epoch=epoch,
                 commit=commit,
                 asked=order.asked,
-                tools=tools_used(order),
+                tools=tools_used(order, folder),
                 builder=builder,
             ),
             indent=2,
