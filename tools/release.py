@@ -99,7 +99,7 @@ def git(*arguments: str) -> str:
 
 def read_version(root: Path) -> str:
     """The version, from the one line that has it."""
-    found = VERSION.findall((root / "nybble" / "__init__.py").read_text())
+    found = VERSION.findall((root / "nybble" / "__init__.py").read_text("utf-8"))
     if len(found) != 1:
         raise ReleaseError(f"{root}/nybble/__init__.py has {len(found)} lines with a version")
     version: str = found[0]
@@ -123,7 +123,8 @@ def export(folder: Path, local: str) -> None:
     if local:
         file = folder / "nybble" / "__init__.py"
         version = read_version(folder)
-        file.write_text(VERSION.sub(f'__version__ = "{version}{local}"', file.read_text()))
+        text = VERSION.sub(f'__version__ = "{version}{local}"', file.read_text("utf-8"))
+        file.write_bytes(text.encode())  # no other line ends on Windows
 
 
 # Build and check -------------------------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def try_out(
         TOOLS / "smoke.py",
         "--version",
         version,
-        *(["--native"] if native else []),
+        "--native" if native else "--bare",
     ]
     text = run(command, f"the smoke test with {python}", **options)
     record: dict[str, Any] = json.loads(

@@ -166,6 +166,35 @@ def test_a_rehearsal_is_told_from_the_release() -> None:
     assert release.local_version(order(Path("x"), row="sdist")) == ""
 
 
+@pytest.mark.parametrize(
+    ("row", "flag"), [("sdist", "--bare"), ("manylinux_2_28_x86_64-cu130", "--native")]
+)
+def test_what_a_fresh_environment_must_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: str, flag: str
+) -> None:
+    """Of a wheel the library serves; of the sdist doctor asks for a compiler, which is not on PATH."""
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def recorded(command: list[object], why: str, **options: dict[str, str]) -> str:
+        calls.append(([str(part) for part in command], options.get("env", {})))
+        return (
+            '{"python": "3", "torch": "2", "library": "", "cpu": null, "sha256": "", "text": "t"}'
+        )
+
+    monkeypatch.setattr(release, "run", recorded)
+    monkeypatch.setenv("CXX", "c++")
+    monkeypatch.setenv("NYBBLE_LIBRARY", "elsewhere")
+    file = tmp_path / "nybble.whl"
+    release.try_out(order(tmp_path, "--torch", "torch==9", row=row), file, "py", tmp_path, "1.0")
+    (made, _), (torch, _), (install, _), (smoke, variables) = calls
+    assert made[:3] == ["py", "-m", "venv"]
+    assert torch[-1] == "torch==9" and install[-1] == str(file)
+    assert smoke[1] == "-I" and flag in smoke and smoke[smoke.index("--version") + 1] == "1.0"
+    assert not {"CXX", "NYBBLE_LIBRARY"} & set(variables)
+    if sys.platform != "win32":
+        assert variables["PATH"] == str(Path(smoke[0]).parent)
+
+
 def test_the_demo_must_write_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tried(order: object, artefact: object, python: str, *more: object) -> dict[str, str]:
         return {"text": "same" if python != "3.13" else "other"}
