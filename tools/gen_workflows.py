@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this file runs as a program
 
 from nybble.build import matrix  # noqa: E402
+from nybble.build.toolchain import version_tuple  # noqa: E402
 
 FOLDER = ROOT / ".github" / "workflows"
 HEAD = "# Written by tools/gen_workflows.py from nybble/build/matrix.py; edit those.\n"
@@ -423,14 +424,23 @@ def targets() -> list[Data]:
 
 def target(system: str, python: str, torch: str, index: str) -> Data:
     tag = next(platform.tag for platform in matrix.PLATFORMS if platform.system == system)
-    return {"system": system, "wheel": tag, "python": python, "torch": torch, "index": index}
+    return {
+        "system": system,
+        "wheel": tag,
+        "python": python,
+        "torch": torch,
+        "index": index,
+        "numpy": "numpy<2"
+        if version_tuple(torch) < (2, 3)
+        else "numpy",  # torch 2.2 knows numpy 1 only
+    }
 
 
 def install_matrix() -> Data:
     script = """
 gh release download "$TAG" --dir dist --pattern "nybble-${TAG#v}-py3-none-*$WHEEL*.whl"
 uv run --no-project --python 3.12 tools/release.py "$ROW" --try dist/*.whl --python "$PYTHON" \\
-  --torch "torch==$TORCH" --torch=--index-url --torch="https://download.pytorch.org/whl/$INDEX"
+  --torch "torch==$TORCH" --torch "$NUMPY" --torch=--extra-index-url --torch="https://download.pytorch.org/whl/$INDEX"
 """
     variables = {
         "GH_TOKEN": "${{ github.token }}",
@@ -441,6 +451,7 @@ uv run --no-project --python 3.12 tools/release.py "$ROW" --try dist/*.whl --pyt
         "PYTHON": "${{ matrix.python }}",
         "TORCH": "${{ matrix.torch }}",
         "INDEX": "${{ matrix.index }}",
+        "NUMPY": "${{ matrix.numpy }}",
     }
     return {
         "name": "Install matrix",
