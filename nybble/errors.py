@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+def help_at(section: str) -> str:
+    """Where the page on installing says more; the section is the anchor of a heading there.
+
+    >>> help_at("no-compiler")
+    'docs/install.md#no-compiler'
+    """
+    return f"docs/install.md#{section}"
+
+
 class NybbleError(Exception):
     """Base of every error nybble raises on purpose."""
 

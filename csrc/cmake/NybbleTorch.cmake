@@ -53,13 +53,15 @@ endfunction()
 # What is in the file, as JSON behind a fixed beginning: the loader finds it by reading the file, without running any of it.
 function(nybble_build_info path)
   set(archs "[]")
+  set(toolkit "")
   if(NYBBLE_WITH_CUDA)
+    set(toolkit "${NYBBLE_CUDA_VERSION}")
     list(JOIN NYBBLE_CUDA_ARCHS "\",\"" archs)
     set(archs "[\"${archs}\"]")
   endif()
   list(JOIN NYBBLE_ISAS "\",\"" isas)
   string(CONCAT NYBBLE_BUILD_INFO
-    "{\"nybble_build\":1,\"hash\":\"${NYBBLE_HASH}\",\"torch_target\":\"2.10\",\"cuda_archs\":${archs},"
+    "{\"nybble_build\":1,\"hash\":\"${NYBBLE_HASH}\",\"torch_target\":\"2.10\",\"cuda\":\"${toolkit}\",\"cuda_archs\":${archs},"
     "\"isas\":[\"${isas}\"],\"compiler\":\"${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}\","
     "\"sanitize\":\"${NYBBLE_SANITIZE}\",\"debug\":\"${NYBBLE_DEBUG}\"}")
   configure_file("${CMAKE_CURRENT_SOURCE_DIR}/cmake/build_info.h.in" "${path}" @ONLY)

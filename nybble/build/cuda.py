@@ -10,9 +10,11 @@ from pathlib import Path
 
 from nybble import env
 from nybble.build.toolchain import Torch, output_of, version_tuple
-from nybble.errors import BuildError, SettingError
+from nybble.errors import BuildError, SettingError, help_at
 
 MINIMUM_CUDA = (11, 8)
+# Oldest driver for code made with a toolkit of each major version: docs.nvidia.com/deploy/cuda-compatibility.
+MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
 # Names as NVIDIA and torch use them.
 NAMES: dict[str, tuple[str, ...]] = {
     "volta": ("7.0",),
@@ -82,7 +84,7 @@ def check_nvcc(nvcc: Path, torch: Torch) -> tuple[int, int]:
     if torch.cuda is not None and version_tuple(torch.cuda)[0] != version[0]:
         raise BuildError(
             f"nvcc is CUDA {shown} ({nvcc}) and torch {torch.version} was made with CUDA {torch.cuda}: set CUDA_HOME to a CUDA "
-            f"{version_tuple(torch.cuda)[0]} toolkit, or install a torch made with CUDA {version[0]}"
+            f"{version_tuple(torch.cuda)[0]} toolkit, or install a torch made with CUDA {version[0]} ({help_at('a-compiler')})"
         )
     return version
 
@@ -164,7 +166,7 @@ def refuse_rocm(torch: Torch) -> None:
     if torch.hip is not None:
         raise BuildError(
             f"torch {torch.version} is made for ROCm {torch.hip}, for which nybble has no kernels yet: NYBBLE_CUDA=off builds the "
-            "CPU part, and GPU tensors use the PyTorch reference"
+            f"CPU part, and GPU tensors use the PyTorch reference ({help_at('rocm')})"
         )
 
 
@@ -190,6 +192,22 @@ def cmake_options(torch: Torch, wanted: str, archs: str | None = None) -> list[s
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DNYBBLE_CUDA_VERSION={version[0]}.{version[1]}",
     ]
+
+
+def driver_problem(driver: str | None, made_with: str) -> str | None:
+    """What to do about a driver too old for a library made with a toolkit; ``None`` where it is new enough or unknown.
+
+    >>> driver_problem("550.54.14", "13.0")[:58]
+    'driver 550.54.14 is too old for code made with CUDA 13.0, '
+    """
+    wanted = MINIMUM_DRIVERS.get(version_tuple(made_with)[0])
+    found = version_tuple(driver or "")[0]
+    if wanted is None or found == 0 or found >= wanted:
+        return None
+    return (
+        f"driver {driver} is too old for code made with CUDA {made_with}, which needs {wanted} or later: update the driver, or "
+        f"take the wheel of an older CUDA ({help_at('cuda-12-and-cuda-13')})"
+    )
 
 
 def serves(archs: list[str], number: int) -> bool:

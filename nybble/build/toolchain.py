@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nybble import env
 from nybble.build import msvc
-from nybble.errors import BuildError
+from nybble.errors import BuildError, help_at
 
 MINIMUM_TORCH = (2, 10)
 
@@ -136,7 +136,7 @@ def find_tools() -> Tools:
     compiler, cmake, ninja = find_compiler(), find_program("cmake"), find_program("ninja")
     missing = []
     if compiler is None:
-        missing.append(f"no C++ compiler was found: {compiler_advice()}")
+        missing.append(f"no C++ compiler was found: {compiler_advice()} ({help_at('no-compiler')})")
     absent = [name for name, path in (("cmake", cmake), ("ninja", ninja)) if path is None]
     if absent:
         missing.append(f"{' and '.join(absent)} not found: pip install {' '.join(absent)}")

@@ -27,8 +27,23 @@ def build(
         bool,
         typer.Option("--check-spills", help="Fail where a CUDA unit marked hot spills registers."),
     ] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Build nothing: list the wheels of a release.")
+    ] = False,
+    classic: Annotated[
+        bool,
+        typer.Option("--classic", help="With --plan: one wheel a Python, toolkit and torch."),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: machine-readable.")] = False,
 ) -> None:
     """Build the native library and say where it is."""
+    if plan_only:
+        from nybble.cli.plan import show_plan
+
+        show_plan(classic=classic, as_json=json)
+        return
+    if classic or json:
+        raise typer.BadParameter("--classic and --json go with --plan")
     from nybble.build import compile as building
     from nybble.build import progress, sources, toolchain
 

@@ -79,6 +79,12 @@ def examine() -> dict[str, Any]:
 
     library = examine_library(fixes)
     gpus = examine_gpus(library, fixes)
+    driver = first_line(
+        toolchain.output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    )
+    too_old = cuda.driver_problem(driver, library["info"].get("cuda", ""))
+    if too_old is not None:
+        fixes.append({"missing": "a driver that is new enough", "fix": too_old})
     if gpus and torch.version.cuda is None:
         fixes.append(
             {"missing": "a torch for the GPU", "fix": "pip install --force-reinstall torch"}
@@ -96,9 +102,7 @@ def examine() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
         },
-        "driver": toolchain.output_of(
-            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
-        ),
+        "driver": driver,
         "gpus": gpus,
         "compiler": {
             "path": text(compiler),
@@ -193,6 +197,8 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from nybble.errors import help_at
+
     console = Console()
     table = Table(show_header=False, box=None, pad_edge=False)
     library, torch = report["library"], report["torch"]
@@ -224,7 +230,9 @@ def show(report: dict[str, Any]) -> None:
         console.print(
             f"missing: {entry['missing']}\n  {entry['fix']}", markup=False, soft_wrap=True
         )
-    if not report["fixes"]:
+    if report["fixes"]:
+        console.print(f"More: {help_at('which-command')}", highlight=False)
+    else:
         console.print("Nothing is missing.")
 
 
