@@ -45,22 +45,32 @@ struct Numbers {
   }
 };
 
-// out[4 s ... 4 s + 3] are a0 ... a3 of step s.
+// code[4 s ... 4 s + 3] are a0 ... a3 of step s: code - zero.
+template <typename T, int kBits, bool kZeros>
+__device__ void decode_shifted(const TileLane<kBits>& words, const Numbers& numbers,
+                               typename Pair<T>::type (&code)[8]) {
+  decode<kBits, T, kZeros ? 0 : 1 << (kBits - 1)>(words, code);
+  if constexpr (kZeros) {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {  // a zero may have more digits than T: in two parts
+      const auto zero = Pair<T>::both(numbers.zero[v]);
+      const auto rest = Pair<T>::both(numbers.zero[v] - static_cast<float>(zero.x));
+#pragma unroll
+      for (int j = v; j < 8; j += 2) code[j] = __hsub2(__hsub2(code[j], zero), rest);
+    }
+  }
+}
+
+// The same times scale.
 template <typename T, int kBits, bool kZeros>
 __device__ void decode_scaled(const TileLane<kBits>& words, const Numbers& numbers, uint32_t (&out)[8]) {
   typename Pair<T>::type code[8];
-  decode<kBits, T, kZeros ? 0 : 1 << (kBits - 1)>(words, code);
+  decode_shifted<T, kBits, kZeros>(words, numbers, code);
 #pragma unroll
   for (int v = 0; v < 2; ++v) {
     const Scale<T> scale(numbers.scale[v]);
-    [[maybe_unused]] typename Pair<T>::type zero, rest;  // a zero may have more digits than T: in two parts
-    if constexpr (kZeros) {
-      zero = Pair<T>::both(numbers.zero[v]);
-      rest = Pair<T>::both(numbers.zero[v] - static_cast<float>(zero.x));
-    }
 #pragma unroll
     for (int j = v; j < 8; j += 2) {
-      if constexpr (kZeros) code[j] = __hsub2(__hsub2(code[j], zero), rest);
       code[j] = scale(code[j]);
       out[j] = reinterpret_cast<const uint32_t&>(code[j]);
     }

@@ -18,6 +18,22 @@
 
 namespace nybble::cuda {
 
+// By their addresses in shared memory: an arrival at a barrier, and the wait for a phase of this parity.
+__device__ inline void arrive_at_barrier(unsigned barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ inline void wait_at_barrier(unsigned barrier, uint32_t phase) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(barrier),
+      "r"(phase)
+      : "memory");
+}
+
 // A barrier in shared memory whose phase ends when all arrivals and all announced bytes are there.
 struct Barrier {
   uint64_t state;
@@ -25,9 +41,7 @@ struct Barrier {
   __device__ void init(int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
   }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
-  }
+  __device__ void arrive() { arrive_at_barrier(shared_address(this)); }
   __device__ void arrive_expecting(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
@@ -43,17 +57,7 @@ struct Barrier {
         "r"(rank)
         : "memory");
   }
-  __device__ void wait(uint32_t phase) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(phase)
-        : "memory");
-  }
+  __device__ void wait(uint32_t phase) { wait_at_barrier(shared_address(this), phase); }
 };
 
 // Other threads and the copy engine see the barriers' first state.

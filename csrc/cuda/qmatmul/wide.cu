@@ -39,7 +39,7 @@ bool supports_wide(const QMatmulArgs& a) {
 bool prefers_wide(const QMatmulArgs& a) {
   if (a.invariant || !supports_wide(a)) return false;  // its sums are not those of few rows
 #ifdef NYBBLE_SM90A
-  if (is_hopper()) return a.M > 8;  // H200, 8192 x 28672, 16 rows: 50 us, by the other way 84
+  if (is_hopper()) return a.M > 8;  // H200, 8192 x 28672, 16 rows: 39 us, by the other way 84
 #endif
   return a.M > 16;  // the same by the sm_80 kernel: 101 us
 }

@@ -81,18 +81,21 @@ struct Plan {
   }
 };
 
-// `most` is how many blocks the GPU runs at once. The rest is cut where otherwise more than a quarter of them would
-// idle (H200: at 15 % the adding cost more, at 30 % less), into shares of kLeast stages or more.
-inline Plan make_plan(int64_t row_tiles, int64_t column_tiles, int stages, int most, bool may_cut) {
-  constexpr int kLeast = 8;
+// `most` is how many blocks the GPU runs at once. The tiles of the last turn are cut where that is sooner done, into
+// shares of 512 k or more; to add up the pieces takes about as long as 512 k.
+inline Plan make_plan(int64_t row_tiles, int64_t column_tiles, int stages, int stage_k, int most) {
+  const int few = 512 / stage_k;
   Plan p{};
   p.row_tiles = static_cast<int>(row_tiles), p.column_tiles = static_cast<int>(column_tiles), p.stages = stages;
   p.tiles = p.row_tiles * p.column_tiles;
-  p.ctas = most, p.whole = p.tiles / most, p.rest = p.tiles % most;
-  const bool idle = may_cut && 4ll * p.rest < 3ll * most;
-  const int64_t shares = idle ? static_cast<int64_t>(p.rest) * stages / kLeast : 0;
-  if (p.whole == 0) p.ctas = static_cast<int>(std::min<int64_t>(most, std::max<int64_t>(shares, p.rest)));
-  if (p.rest > 0 && (p.rest == p.ctas || shares < p.ctas)) p.rest = 0, ++p.whole;
+  p.whole = p.tiles / most, p.rest = p.tiles % most;
+  const int64_t shares = std::min<int64_t>(most, static_cast<int64_t>(p.rest) * stages / few);
+  p.ctas = p.whole > 0 ? most : static_cast<int>(std::max<int64_t>(p.rest, shares));
+  const int64_t turns = p.whole + (p.rest > 0 ? 1 : 0), cut = static_cast<int64_t>(p.tiles) * stages / p.ctas + few;
+  if (p.rest == p.ctas || cut >= turns * stages) {
+    if (p.whole == 0) p.ctas = p.rest;
+    p.whole = static_cast<int>(turns), p.rest = 0;
+  }
   return p;
 }
 
@@ -143,8 +146,8 @@ struct Works {
 };
 
 // A thread's sums of kBlocks blocks of 64 columns, to y or, as a piece, to scratch. n is the column of the first
-// block's 16 that are the warp's, `piece` where the thread's first four sums go.
-template <typename T, int kBlocks, int kRows>
+// block's 16 that are the warp's, `piece` where the thread's first four sums go. A piece is of kPieceRows rows.
+template <typename T, int kBlocks, int kRows, int kPieceRows = kRows>
 __device__ void store_sums(const Output<T>& o, int64_t row, int64_t n, bool whole, float4* piece,
                            float (&sums)[kBlocks][kRows / 2]) {
   // Two loops: with one, the sums would be indexed at run time, and so lie in memory.
@@ -161,7 +164,7 @@ __device__ void store_sums(const Output<T>& o, int64_t row, int64_t n, bool whol
 #pragma unroll
     for (int j = 0; j < kBlocks * kRows / 8; ++j) {
       const float* v = &sums[j / (kRows / 8)][j % (kRows / 8) * 4];
-      piece[j * 128] = make_float4(v[0], v[1], v[2], v[3]);
+      piece[(j / (kRows / 8) * (kPieceRows / 8) + j % (kRows / 8)) * 128] = make_float4(v[0], v[1], v[2], v[3]);
     }
   }
 }
@@ -182,21 +185,28 @@ __global__ void __launch_bounds__(128) add_pieces_kernel(const Plan plan, const 
   if (first == last) return;  // whole after all
   const auto [row_tile, column_tile] = place_of(plan.ctas * plan.whole + r, plan.row_tiles, plan.column_tiles);
   const int64_t n = static_cast<int64_t>(column_tile) * kColumns + (part * 4 + threadIdx.x / 32) * 16;
-  for (int j = blockIdx.y; j < kRows / 8; j += gridDim.y) {
-    float v[4] = {};
-    for (int cta = first; cta <= last; ++cta) {
-      const float4 q = pieces[((static_cast<int64_t>(cta + r) * kParts + part) * (kRows / 8) + j) * 128 + threadIdx.x];
-      v[0] += q.x, v[1] += q.y, v[2] += q.z, v[3] += q.w;
-    }
-    finish_block(o, static_cast<int64_t>(row_tile) * kRows + 8 * j, n, v);
+  const int j = blockIdx.y;
+  const float4* from =
+      pieces + ((static_cast<int64_t>(first + r) * kParts + part) * (kRows / 8) + j) * 128 + threadIdx.x;
+  constexpr int kApart = kParts * (kRows / 8) * 128, kAtOnce = 4;  // loads under way
+  float v[4] = {};
+  for (int left = last - first + 1; left > 0; left -= kAtOnce, from += kAtOnce * kApart) {
+    float4 q[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (i < left) q[i] = __ldcg(from + i * kApart);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (i < left) v[0] += q[i].x, v[1] += q[i].y, v[2] += q[i].z, v[3] += q[i].w;
   }
+  finish_block(o, static_cast<int64_t>(row_tile) * kRows + 8 * j, n, v);
 }
 
 template <typename T, int kParts, int kRows>
 Status add_pieces(const Plan& plan, const Output<T>& o, const float4* pieces, Stream stream) {
   if (plan.rest == 0) return {};
-  return launch(add_pieces_kernel<T, kParts, kRows>, dim3(plan.rest * kParts, kRows >= 64 ? 4 : 1), dim3(128), 0,
-                stream, gpu().sm >= 90, plan, o, pieces);
+  return launch(add_pieces_kernel<T, kParts, kRows>, dim3(plan.rest * kParts, kRows / 8), dim3(128), 0, stream,
+                gpu().sm >= 90, plan, o, pieces);
 }
 
 }  // namespace nybble::cuda::wide

@@ -175,8 +175,8 @@ int rows_of(const QMatmulArgs& a) { return a.M <= 16 ? 16 : a.M <= 32 ? 32 : a.M
 
 Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
   const int rows = rows_of(a);
-  return make_plan((a.M + rows - 1) / rows, (a.N + kColumns - 1) / kColumns, stages_of(m, kBlocks),
-                   gpu().processors * resident_of(rows), !a.invariant);
+  return make_plan((a.M + rows - 1) / rows, (a.N + kColumns - 1) / kColumns, stages_of(m, kBlocks), kBlocks * kTileRows,
+                   gpu().processors * resident_of(rows));
 }
 
 template <typename T, int kRows, bool kZeros>

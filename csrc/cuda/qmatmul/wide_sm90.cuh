@@ -3,15 +3,15 @@
 //
 //   a block of threads, one to a multiprocessor, works at one tile after another:
 //
-//        kColumns of W             stages of 64 or 128 k in shared memory, as many as fit:
+//        kColumns of W             stages of 64 to 256 k in shared memory, as many as fit:
 //      +--------------------+        x        [kRows][64 k], swizzled    (B)
 //      | warpgroup 0: 64    |        weights  [column block][k block] tiles as they are in memory
 //   k  | warpgroup 1: 64    |        scales, zeros  [column block][group][16]
 //      | ...                |      one thread has the copy engine bring weights, one x; the warpgroups decode their
 //      +--------------------+      columns' tiles (A: 16 columns a warp) and multiply by all kRows rows of x
 //
-// A warpgroup decodes the next k block while the tensor cores are at the one before. Tiles are shared out, and the last
-// of them cut, as wide.cuh says.
+// A warpgroup decodes the next k block while the tensor cores are at the one before. Few rows are multiplied by warps,
+// each for itself, see WarpTile. Tiles are shared out, and the last of them cut, as wide.cuh says.
 #pragma once
 #include <cuda.h>
 
@@ -50,13 +50,30 @@ struct Tile {
   static constexpr int kGroups = groups, kM = m, kRows = rows, kBlocks = blocks, kBuffers = buffers;
   static constexpr int kCluster =
       cluster;  // blocks of neighbouring columns, each of which brings its share of x to all
-  static constexpr int kThreads = kGroups * 128 + 128;  // and a warpgroup of which one thread copies
+  static constexpr int kHalves = 1;
+  static constexpr int kWarps = kGroups * 4;          // that multiply
+  static constexpr int kThreads = kWarps * 32 + 128;  // and a warpgroup of which one thread copies
   static constexpr int kColumns = kGroups * kM * 64;
   static constexpr int kColumnBlocks = kColumns / kTileColumns;
   static constexpr int kXBytes = kRows * 128 * (kBlocks / 2);
   // Of a thread that multiplies and of one that copies; together what the threads have at the start.
   static constexpr int kRegisters = kGroups == 2 ? 232 : kRows > 64 ? 112 : 104;
   static constexpr int kCopierRegisters = kGroups == 2 ? 40 : kRows > 64 ? 32 : 64;
+};
+
+// A tile of few rows, multiplied by warps each for itself: two halves of 8 warps, each with half of a stage's k blocks;
+// a warp has two column blocks.
+template <typename Number, int rows, int blocks>
+struct WarpTile {
+  using T = Number;
+  static constexpr int kGroups = 2, kM = 2, kRows = rows, kBlocks = blocks, kCluster = 1, kHalves = 2;
+  static constexpr int kWarps = 16;
+  static constexpr int kThreads = kWarps * 32 + 128;
+  static constexpr int kColumns = 256;
+  static constexpr int kColumnBlocks = kColumns / kTileColumns;
+  static constexpr int kXBytes = kRows * 128 * (kBlocks / 2);
+  static constexpr int kRegisters = 112;  // see Tile
+  static constexpr int kCopierRegisters = 32;
 };
 
 struct Ring {
@@ -163,6 +180,132 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
   ring.next(shape.stages);
 }
 
+// Keeps a value in a register: the compiler would rather work it out anew in every turn of a loop.
+__device__ inline int kept(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
+// The same by mma.sync, the warp's half of each stage: up to 32 rows, as a warp waits for no other. With kBits, a
+// half's k blocks are in one group, whose scale its sums are multiplied by.
+template <typename Tile, int kBits, bool kZeros>
+__device__ void multiply_halves(const Segment& s, int from, int to, const Shape& shape, const uint8_t* memory,
+                                const Barrier* full, const Barrier* empty, Ring& ring,
+                                float (&sums)[Tile::kM][Tile::kRows / 2]) {
+  using T = typename Tile::T;
+  constexpr bool kPlain = kBits != 0;
+  constexpr int kM = Tile::kM, kRows = Tile::kRows, kBlocks = Tile::kBlocks, kOwn = kBlocks / 2;
+  const int lane = kept(threadIdx.x % 32), half = threadIdx.x / 256;
+  const int column_block = threadIdx.x / 128 % 2 * kM * 4 + threadIdx.x / 32 % 4;
+  const int bits = kPlain ? kBits : s.bits, stage_bytes = kept(shape.stage_bytes), stages = kept(shape.stages);
+  const unsigned full_at = kept(shared_address(full)), empty_at = kept(shared_address(empty));
+  const int own_weight = kept(shape.weight_at + (column_block * kBlocks + half * kOwn) * 64 * bits);
+  const int own_number = kept((column_block * shape.span + (kPlain ? half * (shape.span - 1) : 0)) * kTileColumns);
+  const int next_number = kept(4 * shape.span * kTileColumns);  // of the second column block
+  const auto numbers_of = [&](int offset, int group, int b) {
+    const int at = own_number + b * next_number + group * kTileColumns;
+    Numbers numbers;
+    numbers.load<kZeros>(reinterpret_cast<const __half*>(memory + shape.scale_at + offset) + at,
+                         reinterpret_cast<const float*>(memory + shape.zero_at + offset) + at);
+    return numbers;
+  };
+  const auto words_of = [&](auto width, int offset, int i, int b) {
+    TileLane<decltype(width)::value> words;
+    words.load(memory + own_weight + offset + (4 * b * kBlocks + i) * 64 * decltype(width)::value, lane);
+    return words;
+  };
+  // Of the half's boxes of x: row lane % 8, and of its 16-byte pieces, swizzled, number lane / 8; an odd k block's is
+  // 64 bytes away, up or down.
+  const unsigned own_x =
+      kept(shared_address(memory) + (half * (kOwn / 2) * kRows + lane % 8) * 128 + (lane / 8 ^ lane % 8) * 16);
+#pragma unroll 1
+  for (int i = from; i < to; ++i) {
+    const int here = kPlain ? kOwn : min(kOwn, s.count - i * kBlocks - half * kOwn);  // fewer at the segment's end
+    const int offset = ring.stage * stage_bytes;
+    wait_at_barrier(full_at + 8 * ring.stage, ring.phase);
+    [[maybe_unused]] Numbers numbers[kM];
+    [[maybe_unused]] float group_sums[kM][kRows / 2];
+    if constexpr (kPlain) {
+#pragma unroll
+      for (int b = 0; b < kM; ++b) {
+        numbers[b] = numbers_of(offset, 0, b);
+#pragma unroll
+        for (int j = 0; j < kRows / 2; ++j) group_sums[b][j] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (int kb = 0; kb < kOwn; ++kb) {
+      if (kb < here) {
+        uint32_t a[kM][8];
+        if constexpr (kPlain) {
+#pragma unroll
+          for (int b = 0; b < kM; ++b)
+            decode_shifted<T, kBits, kZeros>(words_of(std::integral_constant<int, kBits>{}, offset, kb, b), numbers[b],
+                                             reinterpret_cast<typename Pair<T>::type(&)[8]>(a[b]));
+        } else {
+          const int at = i * kBlocks + half * kOwn + kb;
+          const int group = shape.span == 1 ? 0 : s.group_of(at) - s.group_of(i * kBlocks);
+          with_bits(s.bits, [&](auto width) {
+#pragma unroll
+            for (int b = 0; b < kM; ++b)
+              decode_scaled<T, decltype(width)::value, kZeros>(words_of(width, offset, kb, b),
+                                                               numbers_of(offset, group, b), a[b]);
+          });
+        }
+#pragma unroll
+        for (int j = 0; j < kRows / 8; ++j) {
+          uint32_t x[4];
+          load_matrices<false>(x, (own_x ^ kb % 2 * 64) + offset + kb / 2 * kRows * 128 + j * 1024);
+#pragma unroll
+          for (int step = 0; step < 2; ++step)
+#pragma unroll
+            for (int b = 0; b < kM; ++b)
+              multiply_add<T>(reinterpret_cast<float (&)[4]>((kPlain ? group_sums : sums)[b][4 * j]),
+                              reinterpret_cast<const uint32_t (&)[4]>(a[b][4 * step]), x[2 * step], x[2 * step + 1]);
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) arrive_at_barrier(empty_at + 8 * ring.stage);
+    ring.next(stages);
+    if constexpr (kPlain) {
+#pragma unroll
+      for (int b = 0; b < kM; ++b)
+#pragma unroll
+        for (int j = 0; j < kRows / 2; ++j)
+          sums[b][j] = fmaf(group_sums[b][j], __half2float(numbers[b].scale[j / 2 % 2]), sums[b][j]);
+    }
+  }
+}
+
+// The sums of both halves, each warp's for half of the rows.
+template <typename Tile>
+__device__ void join_halves(float4* exchange, const float (&sums)[Tile::kM][Tile::kRows / 2],
+                            float (&joined)[Tile::kM][Tile::kRows / 4]) {
+  constexpr int kM = Tile::kM, kEach = Tile::kRows / 16;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, half = warp / 8;
+  const auto meet = [&] { asm volatile("bar.sync %0, 64;" ::"r"(1 + warp % 8) : "memory"); };  // the other half's warp
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+#pragma unroll
+    for (int b = 0; b < kM; ++b) {
+      const float *low = &sums[b][4 * j], *high = &sums[b][4 * (j + kEach)];
+      exchange[(warp * kM + b) * 32 + lane] =
+          half == 0 ? make_float4(high[0], high[1], high[2], high[3]) : make_float4(low[0], low[1], low[2], low[3]);
+    }
+    meet();
+#pragma unroll
+    for (int b = 0; b < kM; ++b) {
+      const float4 v = exchange[((warp ^ 8) * kM + b) * 32 + lane];
+      const float other[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        joined[b][4 * j + e] = (half == 0 ? sums[b][4 * j + e] : sums[b][4 * (j + kEach) + e]) + other[e];
+    }
+    meet();
+  }
+}
+
 // Calls copy(work, segment, stage of the segment, its place in memory, its barrier) for every stage of the block's
 // work, as the stages of the ring become free.
 template <typename Tile, typename Copy>
@@ -239,9 +382,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) NYBBLE_CLUSTER(Tile::kClust
   constexpr int kColumns = Tile::kColumns;
   extern __shared__ __align__(1024) uint8_t memory[];
   __shared__ Barrier full[kMaxStages], empty[kMaxStages];
+  [[maybe_unused]] __shared__ float4 exchange[Tile::kHalves == 2 ? Tile::kWarps * kM * 32 : 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(kGroups * 4 * Tile::kCluster);
+    for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(Tile::kWarps * Tile::kCluster);
     fence_barrier_init();
   }
   int rank = 0;
@@ -252,10 +396,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) NYBBLE_CLUSTER(Tile::kClust
     __syncthreads();
   }
 
-  if (warp >= kGroups * 4) {
+  if (warp >= Tile::kWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kCopierRegisters));
-    if (warp > kGroups * 4 + 1 || lane != 0) return;
-    if (warp == kGroups * 4) {
+    if (warp > Tile::kWarps + 1 || lane != 0) return;
+    if (warp == Tile::kWarps) {
       copy_weights<Tile, kZeros>(m, maps, shape, plan, memory, full, empty, rank);
     } else {
       wait_for_previous();
@@ -264,7 +408,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) NYBBLE_CLUSTER(Tile::kClust
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Tile::kRegisters));
-    const int group = warp / 4;
+    const int group = warp / 4 % kGroups;
     float sums[kM][kRows / 2];
     Works works(plan, blockIdx.x / Tile::kCluster);
     Work work;
@@ -280,7 +424,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) NYBBLE_CLUSTER(Tile::kClust
         const int stages = (s.count + kBlocks - 1) / kBlocks;
         const int from = max(0, work.begin - passed), to = min(stages, work.end - passed);
         passed += stages;
-        if (from < to) multiply_stages<Tile, kBits, kZeros>(s, from, to, shape, memory, full, empty, ring, sums);
+        if (from >= to) continue;
+        if constexpr (Tile::kHalves == 2)
+          multiply_halves<Tile, kBits, kZeros>(s, from, to, shape, memory, full, empty, ring, sums);
+        else
+          multiply_stages<Tile, kBits, kZeros>(s, from, to, shape, memory, full, empty, ring, sums);
       }
       wait_for_previous();  // y may still be read, and `add` written
       const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
@@ -291,7 +439,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) NYBBLE_CLUSTER(Tile::kClust
           pieces +
           ((static_cast<int64_t>(work.slot) * Tile::kCluster + rank) * kGroups + group) * kM * (kRows / 8) * 128 +
           threadIdx.x % 128;
-      store_sums<typename Tile::T, kM, kRows>(o, row, n, work.slot < 0, piece, sums);
+      if constexpr (Tile::kHalves == 2) {
+        const int half = warp / 8;
+        float joined[kM][kRows / 4];
+        join_halves<Tile>(exchange, sums, joined);
+        store_sums<typename Tile::T, kM, kRows / 2, kRows>(o, row + half * kRows / 2, n, work.slot < 0,
+                                                           piece + half * (kRows / 16) * 128, joined);
+      } else {
+        store_sums<typename Tile::T, kM, kRows>(o, row, n, work.slot < 0, piece, sums);
+      }
     }
     if constexpr (Tile::kCluster > 1) meet_cluster();  // nobody leaves whose barriers a peer may still arrive at
   }

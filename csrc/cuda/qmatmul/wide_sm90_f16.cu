@@ -9,8 +9,8 @@ Status wide_sm90_f16(const QMatmulArgs& a, const Matrix& m, Stream stream) {
 }
 
 int64_t wide_sm90_scratch_bytes(const QMatmulArgs& a, const Matrix& m) {
-  const int64_t rows = wide::sm90_rows(a.M), columns = wide::sm90_columns(rows) * wide::sm90_cluster(a, m);
-  return wide::piece_bytes(wide::sm90_plan(a, m), rows * columns);
+  const wide::Choice c = wide::sm90_choice(a, m);
+  return wide::piece_bytes(wide::sm90_plan(a, m), static_cast<int64_t>(c.rows) * c.columns * c.cluster);
 }
 
 }  // namespace nybble::cuda

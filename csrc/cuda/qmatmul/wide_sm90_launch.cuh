@@ -35,32 +35,42 @@ inline bool describe_box(CUtensorMap* map, CUtensorMapDataType type, int bytes, 
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// Rows of a tile; the rest of it follows, see with_tile().
-inline int sm90_rows(int64_t M) { return M <= 16 ? 16 : M <= 32 ? 32 : M <= 64 ? 64 : M <= 128 ? 128 : 256; }
-constexpr int sm90_columns(int rows) { return rows > 128 ? 128 : 256; }
-constexpr int sm90_blocks(int rows) { return rows > 64 ? 2 : 4; }
-
-// Whether every stage is full, of 4 bits and in one group: what most matrices are, and what has kernels of its own.
-inline bool is_plain(const Matrix& m, int blocks) {
+// Whether every stage is full, of 4 bits and in one group (or in two, one for each half): what most matrices are, and
+// what has kernels of its own.
+inline bool is_plain(const Matrix& m, int blocks, int halves) {
   for (int i = 0; i < m.segments; ++i) {
     const Segment& s = m.segment[i];
-    if (s.bits != 4 || s.count % blocks != 0 || s.per % blocks != 0) return false;
+    if (s.bits != 4 || s.count % blocks != 0 || (s.per % blocks != 0 && s.per * halves != blocks)) return false;
   }
   return true;
 }
 
-// Blocks that share x. One alone is faster for the plain matrix without zeros, by 1 to 15 % (H200, half, 8192 x 28672
-// and 28672 x 8192, 16 to 1024 rows); at 4096 rows, where x does not stay in L2, two are, by 5 %.
-inline int sm90_cluster(const QMatmulArgs& a, const Matrix& m) {
-  const int rows = sm90_rows(a.M);
-  const bool alone = a.x_dtype == DType::f16 && a.zeros == nullptr && is_plain(m, sm90_blocks(rows));
-  return alone && a.M <= 2048 && rows != 32 ? 1 : 2;
+// The tile; its other numbers follow, see wide_sm90().
+struct Choice {
+  int rows, columns, blocks;
+  int cluster;
+  bool warps;  // a WarpTile
+  bool plain;
+};
+
+inline Choice sm90_choice(const QMatmulArgs& a, const Matrix& m) {
+  Choice c{};
+  c.rows = a.M <= 16 ? 16 : a.M <= 32 ? 32 : a.M <= 64 ? 64 : a.M <= 128 ? 128 : 256;
+  c.columns = c.rows > 128 ? 128 : 256;
+  // 17 to 32 rows, plain, half, no zeros, H200: 50 to 54 us by wgmma, 54 to 56 by mma.sync; the others were not
+  // compared
+  c.warps = c.rows <= 32 && !(c.rows == 32 && a.x_dtype == DType::f16 && a.zeros == nullptr && is_plain(m, 4, 1));
+  c.plain = c.warps ? is_plain(m, 8, 2) : is_plain(m, 4, 1);
+  c.blocks = c.plain ? (c.warps ? 8 : 4) : c.rows <= 64 ? 4 : 2;
+  c.cluster = c.rows <= 32 || (c.plain && c.rows <= 128) ? 1 : 2;
+  return c;
 }
 
 inline Plan sm90_plan(const QMatmulArgs& a, const Matrix& m) {
-  const int rows = sm90_rows(a.M), cluster = sm90_cluster(a, m), columns = cluster * sm90_columns(rows);
-  return make_plan((a.M + rows - 1) / rows, (a.N + columns - 1) / columns, stages_of(m, sm90_blocks(rows)),
-                   gpu().processors / cluster, !a.invariant);
+  const Choice c = sm90_choice(a, m);
+  const int columns = c.columns * c.cluster;
+  return make_plan((a.M + c.rows - 1) / c.rows, (a.N + columns - 1) / columns, stages_of(m, c.blocks),
+                   c.blocks * kTileRows, gpu().processors / c.cluster);
 }
 
 template <typename Tile>
@@ -69,7 +79,8 @@ Shape shape_of(const Matrix& m) {
   Shape s{};
   s.span = 1;
   for (int i = 0; i < m.segments; ++i) {
-    const int per = m.segment[i].per, most = per % kBlocks == 0 ? 1 : (kBlocks - 2) / per + 2;
+    const int per = m.segment[i].per;
+    const int most = per % kBlocks == 0 ? 1 : kBlocks % per == 0 ? kBlocks / per : (kBlocks - 2) / per + 2;
     s.span = std::max(s.span, std::min(most, kBlocks));
   }
   s.weight_at = Tile::kXBytes;
@@ -77,7 +88,8 @@ Shape shape_of(const Matrix& m) {
   s.zero_at = s.scale_at + Tile::kColumnBlocks * s.span * 32;
   const int end = s.zero_at + (m.zeros != nullptr ? Tile::kColumnBlocks * s.span * 64 : 0);
   s.stage_bytes = (end + 1023) / 1024 * 1024;  // x must begin at a multiple of 1024
-  s.stages = std::min(kMaxStages, (gpu().shared_memory - kBarrierBytes) / s.stage_bytes);
+  const int fixed = kBarrierBytes + (Tile::kHalves == 2 ? Tile::kWarps * Tile::kM * 512 : 0);
+  s.stages = std::min(kMaxStages, (gpu().shared_memory - fixed) / s.stage_bytes);
   return s;
 }
 
@@ -120,40 +132,37 @@ Status launch_wide(const QMatmulArgs& a, const Matrix& m, const Plan& plan, Stre
   return done.ok() ? add_pieces<T, kParts, Tile::kRows>(plan, output, pieces, stream) : done;
 }
 
-template <typename Tile, bool kZeros>
-Status launch_for_matrix(const QMatmulArgs& a, const Matrix& m, const Plan& plan, Stream stream) {
-  static_assert(sm90_columns(Tile::kRows) == Tile::kColumns && sm90_blocks(Tile::kRows) == Tile::kBlocks);
-  return is_plain(m, Tile::kBlocks) ? launch_wide<Tile, 4, kZeros>(a, m, plan, stream)
-                                    : launch_wide<Tile, 0, kZeros>(a, m, plan, stream);
-}
-
 template <typename T, bool kZeros>
 Status wide_sm90(const QMatmulArgs& a, const Matrix& m, Stream stream) {
+  const Choice choice = sm90_choice(a, m);
   const Plan plan = sm90_plan(a, m);
-  if constexpr (std::is_same_v<T, __half> && !kZeros) {
-    if (sm90_cluster(a, m) == 1) {
-      switch (sm90_rows(a.M)) {
-        case 16:
-          return launch_wide<Tile<T, 4, 1, 16, 4, 4, 1>, 4, false>(a, m, plan, stream);
-        case 64:
-          return launch_wide<Tile<T, 2, 2, 64, 4, 2, 1>, 4, false>(a, m, plan, stream);
-        case 128:
-          return launch_wide<Tile<T, 2, 2, 128, 2, 2, 1>, 4, false>(a, m, plan, stream);
-      }
-      return launch_wide<Tile<T, 2, 1, 256, 2, 2, 1>, 4, false>(a, m, plan, stream);
+  if (choice.plain) {
+    switch (choice.rows) {
+      case 16:
+        return launch_wide<WarpTile<T, 16, 8>, 4, kZeros>(a, m, plan, stream);
+      case 32:
+        if constexpr (std::is_same_v<T, __half> && !kZeros) {
+          if (!choice.warps) return launch_wide<Tile<T, 2, 2, 32, 4, 4, 1>, 4, kZeros>(a, m, plan, stream);
+        }
+        return launch_wide<WarpTile<T, 32, 8>, 4, kZeros>(a, m, plan, stream);
+      case 64:
+        return launch_wide<Tile<T, 2, 2, 64, 4, 2, 1>, 4, kZeros>(a, m, plan, stream);
+      case 128:
+        return launch_wide<Tile<T, 2, 2, 128, 4, 2, 1>, 4, kZeros>(a, m, plan, stream);
     }
+    return launch_wide<Tile<T, 2, 1, 256, 4, 4, 2>, 4, kZeros>(a, m, plan, stream);
   }
-  switch (sm90_rows(a.M)) {
+  switch (choice.rows) {
     case 16:
-      return launch_for_matrix<Tile<T, 4, 1, 16, 4, 4, 2>, kZeros>(a, m, plan, stream);
+      return launch_wide<WarpTile<T, 16, 4>, 0, kZeros>(a, m, plan, stream);
     case 32:
-      return launch_for_matrix<Tile<T, 4, 1, 32, 4, 4, 2>, kZeros>(a, m, plan, stream);
+      return launch_wide<WarpTile<T, 32, 4>, 0, kZeros>(a, m, plan, stream);
     case 64:
-      return launch_for_matrix<Tile<T, 4, 1, 64, 4, 4, 2>, kZeros>(a, m, plan, stream);
+      return launch_wide<Tile<T, 4, 1, 64, 4, 4, 2>, 0, kZeros>(a, m, plan, stream);
     case 128:
-      return launch_for_matrix<Tile<T, 4, 1, 128, 2, 2, 2>, kZeros>(a, m, plan, stream);
+      return launch_wide<Tile<T, 4, 1, 128, 2, 2, 2>, 0, kZeros>(a, m, plan, stream);
   }
-  return launch_for_matrix<Tile<T, 2, 1, 256, 2, 2, 2>, kZeros>(a, m, plan, stream);
+  return launch_wide<Tile<T, 2, 1, 256, 2, 2, 2>, 0, kZeros>(a, m, plan, stream);
 }
 
 }  // namespace nybble::cuda::wide
