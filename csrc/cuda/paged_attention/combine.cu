@@ -91,11 +91,12 @@ struct Sum {
 
 // The ranges with tiles of sequence b, one after the other. The whole warp calls it.
 struct Parts {
-  int first, count;  // batch invariant: first counts over all sequences
+  int64_t first;  // batch invariant: counted over all sequences
+  int count;
 };
 __device__ inline Parts parts_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
   const int count = count_of(a, plan, b);
-  if (a.batch_invariant) return {static_cast<int>(b) * plan.ranges, min(plan.ranges, count)};
+  if (a.batch_invariant) return {b * plan.ranges, min(plan.ranges, count)};
   const Before tiles = a.B == 1 ? Before{0, count} : tiles_before(a, plan, b);
   if (count == 0) return {0, 0};
   const Cuts cuts(tiles.all, plan.ranges);
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(32 * kWarps * kRowsOfBlock)
   wait_for_previous();
   let_next_begin();
 
-  const int64_t first = slot_of(a, parts.first, b);
+  const int64_t first = a.batch_invariant ? parts.first : parts.first + b;  // as slot_of()
   Sum sum;
   sum.add_parts(warp % kWarps, kWarps, parts.count, d, D, [&](int i) -> Part {
     return {partial_values(a, first + i, stored), partial_state(a, plan, first + i, stored)};
