@@ -15,8 +15,9 @@ inline Status launched() { return status(cudaGetLastError()); }
 
 // Programmatic dependent launch (sm_90 and later; nothing before it). A kernel launched early may run while the one
 // before it still does. Until wait_for_previous() it may read only what no kernel writes, weights and tables; whoever
-// reads or writes anything else calls it first. let_next_begin() comes after wait_for_previous(): then "the next kernel
-// runs" means that everything before this kernel is complete, so a whole chain of kernels may read constants early.
+// reads or writes anything else calls it first, or reads it again after. let_next_begin() comes after
+// wait_for_previous(): then "the next kernel runs" means that everything before this kernel is complete, so a whole
+// chain of kernels may read constants early.
 __device__ inline void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

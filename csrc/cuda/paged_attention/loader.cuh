@@ -14,6 +14,7 @@ struct Shape {
   // Warps that copy together. On an H200, 64 x 4096 tokens, D = 128: 8-bit codes 146 us together, 150 alone; 4-bit
   // codes, which have more to compute, 109 and 97; numbers and float8 the same.
   static constexpr int kTeam = KeyStorage::kTeam;
+  static constexpr bool kGuess = !KeyStorage::kScaled && !ValueStorage::kScaled;  // begins with what it guesses
   using Keys = Tile<KeyStorage, D, kTokens>;
   using Values = Tile<ValueStorage, D, kTokens>;
   static constexpr int kStage = Keys::kBytes + Values::kBytes;
@@ -34,6 +35,24 @@ __device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& p
     missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
   return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
 }
+
+// 32 neighbouring entries of a sequence's row of the block table, one a lane. Read past L1: they may be guesses, read
+// again later.
+struct PageWindow {
+  int64_t b = -1;
+  int first = 0, page = 0;
+
+  __device__ int read(const PagedAttentionArgs& a) const {
+    const int i = first + static_cast<int>(threadIdx.x % 32);
+    if (b < 0 || i >= a.n) return -1;
+    return *static_cast<const volatile int32_t*>(a.block_table + b * a.block_table_stride + i);
+  }
+  __device__ void load(const PagedAttentionArgs& a, int64_t sequence, int from) {
+    b = sequence;
+    first = from;
+    page = read(a);
+  }
+};
 
 // Where a lane finds its pieces of keys or of values, and where they go in a stage. The rows of a team's kTeam heads
 // are dealt out in units to the lanes of its warps in turn: neighbours read neighbours.
@@ -93,37 +112,44 @@ template <typename S, int kTeam>
 class Loader {
  public:
   // `ring`: this warp's stages; `barriers`: of the team.
-  __device__ Loader(const PagedAttentionArgs& a, const Plan& plan, const Work& work, int head, unsigned ring,
-                    unsigned barriers)
+  __device__ Loader(const PagedAttentionArgs& a, const Plan& plan, int head, unsigned ring, unsigned barriers)
       : a_(a),
         plan_(plan),
         member_(threadIdx.x / 32 % kTeam),
         keys_(a.keys, plan.keys, head - member_, member_),
         values_(a.values, plan.values, head - member_, member_),
         ring_(ring - member_ * S::kRing),
-        barriers_(barriers),
-        b_(work.b),
-        left_(work.count) {
+        barriers_(barriers) {}
+
+  // Before the first tile.
+  __device__ void begin(const Work& work) {
+    b_ = work.b;
+    left_ = work.count;
+    stage_ = turn_ = 0;
     if (left_ > 0) {
       enter();
       tile_ += work.tile;
       find_page();
     }
   }
+  __device__ const PageWindow& window() const { return window_; }
 
   // Starts the next tile's copies, or nothing when there is none.
   __device__ void next() {
     if (left_ > 0) {
       if (kTeam > 1 && turn_ > 0) wait_for_phase(empty(stage_), (turn_ - 1) & 1);
-      const bool there = there_ && static_cast<unsigned>(page_) < static_cast<unsigned>(a_.P);
+      int page = page_;
+      if constexpr (S::kGuess)
+        if (a_.block_table != nullptr) page = __shfl_sync(0xffffffffu, window_.page, page_ - window_.first);
+      const bool there = there_ && static_cast<unsigned>(page) < static_cast<unsigned>(a_.P);
       const unsigned to = ring_ + stage_ * S::kStage;
-      keys_.copy(plan_.keys, page_, slot_, there, to);
-      values_.copy(plan_.values, page_, slot_, there, to + S::Keys::kBytes);
+      keys_.copy(plan_.keys, page, slot_, there, to);
+      values_.copy(plan_.values, page, slot_, there, to + S::Keys::kBytes);
       if (kTeam > 1) arrive_after_copies(full(stage_));
       if (++stage_ == S::kStages) stage_ = 0, ++turn_;
       ++tile_;
       if (--left_ > 0) {
-        while (tile_ == end_) {
+        while (tile_ == end_ && b_ + 1 < a_.B) {
           ++b_;
           enter();
         }
@@ -160,7 +186,7 @@ class Loader {
     pages_ = a_.block_table + b_ * a_.block_table_stride;
   }
 
-  // A lane looks up the page of one token, a tile before it is needed.
+  // Where the next tile's tokens are, one a lane. Pages are asked for a tile before they are needed.
   __device__ void find_page() {
     const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
     there_ = lane < S::kTokens && token < length_ && token >= seen_;
@@ -168,7 +194,14 @@ class Loader {
     slot_ = token;
     if (a_.block_table == nullptr) return;
     const int i = page_of(a_, plan_, token);
-    if (there_) page_ = pages_[i];
+    if constexpr (S::kGuess) {
+      const int first = page_of(a_, plan_, tile_ * S::kTokens);
+      const int last = page_of(a_, plan_, tile_ * S::kTokens + S::kTokens - 1);
+      if (window_.b != b_ || first < window_.first || last > window_.first + 31) window_.load(a_, b_, first);
+      page_ = i;  // its place in the row, for now
+    } else if (there_) {
+      page_ = pages_[i];
+    }
     slot_ = token - i * static_cast<int>(a_.page);
   }
 
@@ -178,9 +211,10 @@ class Loader {
   const Source<S, typename S::Keys, kTeam> keys_;
   const Source<S, typename S::Values, kTeam> values_;
   const unsigned ring_, barriers_;  // the first member's ring
+  PageWindow window_;
   const int32_t* pages_ = nullptr;
-  int64_t b_;
-  int left_, stage_ = 0, turn_ = 0, length_ = 0, seen_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
+  int64_t b_ = 0;
+  int left_ = 0, stage_ = 0, turn_ = 0, length_ = 0, seen_ = 0, tile_ = 0, end_ = 0, page_ = 0, slot_ = 0;
   bool there_ = false;
 };
 

@@ -109,11 +109,11 @@ __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, in
     const Cuts cuts(count_of(a, plan, b), plan.ranges);
     return {b, cuts.begin(part), cuts.begin(part + 1) - cuts.begin(part)};
   }
-  const Cuts cuts(tiles_before(a, plan, 0).all, plan.ranges);
+  const Cuts cuts(a.B == 1 ? count_of(a, plan, 0) : tiles_before(a, plan, 0).all, plan.ranges);
   const int begin = cuts.begin(range), count = cuts.begin(range + 1) - begin, lane = threadIdx.x % 32;
   if (count == 0 || a.B == 1) return {0, begin, count};
   int passed = 0;
-  for (int64_t b = 0;; b += 32) {  // a sequence with tile `begin` exists, since begin is below their sum
+  for (int64_t b = 0; b < a.B; b += 32) {
     const int mine = b + lane < a.B ? count_of(a, plan, b + lane) : 0;
     int upto = mine;  // and those before it in this group of 32
 #pragma unroll
@@ -128,6 +128,7 @@ __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, in
     }
     passed += __shfl_sync(0xffffffffu, upto, 31);
   }
+  return {0, 0, 0};  // never, as tile `begin` is below their sum; but lengths may change while they are guessed from
 }
 
 // A worker's partial result of a sequence.

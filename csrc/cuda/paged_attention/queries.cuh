@@ -17,7 +17,7 @@ struct RawQueries {
   static constexpr int kGroups = (D + 63) / 64;
   unsigned bits[kRows][kGroups];
 
-  __device__ RawQueries(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
+  __device__ void load(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
     const int lane = threadIdx.x % 32;
     int step = first / plan.group, inside = first - step * plan.group;
     const char* q = static_cast<const char*>(a.q) +

@@ -162,9 +162,11 @@ __global__ void __launch_bounds__(256, 1)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t worker = static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
-  wait_for_previous();
-  let_next_begin();
-  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) return;
+  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) {
+    wait_for_previous();
+    let_next_begin();
+    return;
+  }
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
 
   char* ring = shared + warp * S::kRing;
@@ -175,27 +177,63 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
+  Loader<S, kTeam> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
+  Work work{};
+  bool sure = !S::kGuess || a.B > 32;
+  int64_t length = 0;
+  if (!sure) {
+    length = lane < a.B ? static_cast<const volatile int64_t*>(a.lengths)[lane] : 0;
+    work = work_of(a, plan, range);
+    loader.begin(work);
+  }
+  wait_for_previous();
+  let_next_begin();
   // The block table on its way while the lengths are.
-  if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
+  if (sure && a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
-  Work work = work_of(a, plan, range);
-  Loader<S, kTeam> loader(a, plan, work, head, shared_address(ring), shared_address(barriers));
+  RawQueries<D> raw;
+  constexpr int kFirst = S::kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  int more = S::kStages - 1 - kFirst;
+  while (true) {
+    if (sure) {
+      work = work_of(a, plan, range);
+      loader.begin(work);
+    }
+    const PageWindow window = loader.window();
+    int64_t length_now = length;
+    int page_now = window.page;
+    if (!sure) {
+      if (lane < a.B) length_now = static_cast<const volatile int64_t*>(a.lengths)[lane];
+      if (window.b >= 0) page_now = window.read(a);
+    }
+    // Asked for before keys and values, behind which they would wait.
+    if constexpr (S::kGuess) raw.load(a, plan, work.b, head, first_row);
 #pragma unroll 1
-  for (int i = 0; i < S::kStages - 1; ++i) loader.next();
+    for (int i = 0; i < kFirst; ++i) loader.next();
+    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == window.page)) break;
+    wait_for_copies<0>();
+    __threadfence();
+    sure = true;
+  }
 
   int stage = 0, turn = 0;
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
     const int length = length_of(a, plan, work.b);
     const Tiles tiles = tiles_of(a, plan, length);
     const int begin = tiles.first + work.tile, end = min(tiles.last, begin + left);
-    if (begin >= end) continue;
+    if (begin >= end) {
+      if (S::kGuess) raw.load(a, plan, min(work.b + 1, a.B - 1), head, first_row);
+      continue;
+    }
     left -= end - begin;
 
-    const RawQueries<D> raw(a, plan, work.b, head, first_row);
+    if (!S::kGuess) raw.load(a, plan, work.b, head, first_row);
     const float missing =
         missing_pages(a, plan, work.b, max(begin * S::kTokens, first_seen(a, length)), min(end * S::kTokens, length));
     Queries<KeyStorage, D> q;
     q.load(raw, a, plan, head, first_row, length, room);
+    for (; more > 0; --more) loader.next();
     Sums<ValueStorage, D> sums;
     float largest[2] = {-INFINITY, -INFINITY}, weight[2] = {};
 
@@ -286,6 +324,7 @@ __global__ void __launch_bounds__(256, 1)
         for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
       if (g == 0) *partial_state(a, plan, slot, row0 + r) = {largest[c] - kLift, weight[c] + missing};
     }
+    if (S::kGuess && left > 0) raw.load(a, plan, work.b + 1, head, first_row);
   }
 #endif
 }
