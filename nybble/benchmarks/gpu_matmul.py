@@ -24,6 +24,7 @@ from nybble.ops.packed import PackedMatrix
 
 INT4PACK_ROWS = 32  # beyond, PyTorch's 4-bit kernel takes many times cuBLAS's time
 INNER_TILES = 8  # of its layout
+INVARIANT_ROWS = 64  # beyond, the time grows with the rows
 Seconds = dict[int, float]  # by M
 
 
@@ -123,7 +124,7 @@ def measure_ours(weight: Weight) -> Ours:
     matrices = [first, *(make() for _ in range(copies(first.nbytes) - 1))]
     rows = gpu_cases.rows_of(weight)
     plain = {M: _time_ours(matrices, M, invariant=False) for M in rows}
-    alone = {M: _time_ours(matrices, M, invariant=True) for M in rows if M > 1}
+    alone = {M: _time_ours(matrices, M, invariant=True) for M in rows if 1 < M <= INVARIANT_ROWS}
     return Ours(first.nbytes, plain, alone)
 
 
