@@ -2,7 +2,7 @@
 // to which a tensor is what Python told of it; the checks and the dispatch above them do not know the difference. What
 // only torch can do (new memory, a copy, the current stream) is asked of Python. nybble/ops/_c_interface.py is the
 // other side.
-#include <cstring>
+#include <algorithm>
 #include <map>
 
 #include "binding/check.h"

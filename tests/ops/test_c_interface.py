@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,16 +15,9 @@ from torch import Tensor
 from nybble.errors import BuildError
 from nybble.ops import _native
 from nybble.ops._c_interface import Library, parse
+from tests.c_interface import other_library
 from tests.cases import Case, all_cases
 from tests.ops.test_cases import fresh
-
-
-def other_library(folder: Path) -> Library | None:
-    """The library once more, as a file with a state of its own, through C; ``None`` where the ops do not use the stable ABI."""
-    state = _native.ensure_loaded()
-    if state.path is None or state.interface != "stable ABI":
-        return None
-    return Library(Path(shutil.copy(state.path, folder)))
 
 
 @pytest.fixture(scope="module")

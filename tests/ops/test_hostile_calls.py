@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nybble.ops._schema import SCHEMAS
-from tests.ops.test_c_interface import other_library
+from tests.c_interface import other_library
 
 INTS = (-(1 << 63), -1, 0, 1, 7, 1 << 31, (1 << 63) - 1)
 INDICES = (-(1 << 31), -2, 1 << 20, (1 << 31) - 1)
