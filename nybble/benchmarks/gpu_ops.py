@@ -19,8 +19,9 @@ def section(rows: Sequence[int] = ROWS) -> tuple[Section, list[str]]:
     """Every pair of ``pairs`` whose op has a CUDA kernel; a note for each side that could not be timed in a graph."""
     found: list[dict[str, Any]] = []
     notes: list[str] = []
-    for M in rows:
-        for name, ours, torchs in pairs(M, "cuda", torch.float16):
+    # All operands first: a side that cannot be captured may leave torch's random numbers unusable.
+    for M, made in [(M, pairs(M, "cuda", torch.float16)) for M in rows]:
+        for name, ours, torchs in made:
             if "CUDA" in _native.native_devices(name.split()[0]):
                 (mine, problem), (theirs, their_problem) = seconds(ours), seconds(torchs)
                 notes += [f"{name}, M = {M}: {problem}"] if problem else []
