@@ -49,7 +49,7 @@ bench-gpu: setup-dev
 SANITIZERS ?= memcheck racecheck synccheck
 sanitize-gpu: setup-dev
 	for tool in $(SANITIZERS); do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-name kernel_substring=nybble --error-exitcode 9 \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-processes application-only --launch-timeout 0 --tool $$tool --kernel-name kernel_substring=nybble --error-exitcode 9 \
 	    $(PY) -m pytest -q -m gpu tests/ops/test_cases.py --max-elements 100000 -p no:cacheprovider || exit 1; \
 	done
 
