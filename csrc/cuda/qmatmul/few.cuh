@@ -7,11 +7,11 @@
 //      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the block, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-// A warp reads tiles from global memory straight into registers, a chunk while it multiplies the one before: no barrier
-// and no copy stands between the memory and the tensor cores. What it sums up of a column block it leaves in shared
-// memory; at the end the shares of each column block are added up in order, and those of the cluster's blocks. Weights
-// are fetched before the kernel before this one is over; x is waited for. A row's sums depend on K, N and the plan
-// alone, not on the other rows.
+// A warp reads tiles from global memory straight into registers, some quads (few_tiles.cuh) ahead of the one it
+// multiplies: no barrier and no copy stands between the memory and the tensor cores. What it sums up of a column block
+// it leaves in shared memory; at the end the shares of each column block are added up in order, and those of the
+// cluster's blocks. Weights are fetched before the kernel before this one is over; x is waited for. A row's sums depend
+// on K, N and the plan alone, not on the other rows.
 #pragma once
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/launch.cuh"
@@ -71,11 +71,11 @@ struct FewBlock {
     k_last = min(m.KB, k_first + 4 * (a.units + (rank < a.units_more ? 1 : 0)));
   }
 
-  // Shared memory: x, its sums, the warps' shares, the block's sums.
+  // Shared memory: x, its sums, what its norm needs, the warps' shares, the block's sums.
   __device__ int blocks() const { return k_last - k_first; }
   __device__ uint8_t* sums() const { return shared + a.sums_at; }
-  __device__ float* shares(
-      int w) const {  // [share][row][16 columns and 4 that keep the rows out of each other's banks]
+  // [share][row][16 columns and 4 that keep the rows out of each other's banks]
+  __device__ float* shares(int w) const {
     return reinterpret_cast<float*>(shared + a.shares_at) + w * few_shares(a.columns) * share_floats();
   }
   __device__ int share_floats() const { return rows * kFewShareRow; }
