@@ -5,6 +5,7 @@ On the CPU a tile is bit planes of bytes, on a GPU words of the lanes of a warp;
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -75,17 +76,17 @@ class Word:
     fields: tuple[Field, ...]
 
 
-def _whole(bits: int, pairs: range, at: int = 0) -> tuple[Field, ...]:
+def _whole(bits: int, pairs: Iterable[int], at: int = 0) -> tuple[Field, ...]:
     """Whole codes of ``pairs``, one after another."""
     return tuple(Field(pair, 0, bits, at + bits * i) for i, pair in enumerate(pairs))
 
 
 # Parts of a tile: [32 lanes][words of the part]. Pairs 0-3 are one 16 x 16 operand of a tensor-core product, 4-7 the next.
 PARTS: dict[int, tuple[tuple[Word, ...], ...]] = {
-    2: ((Word(4, _whole(2, range(8))),),),
+    2: ((Word(4, _whole(2, (0, 1, 4, 5, 2, 3, 6, 7))),),),
     3: (
-        (Word(4, (*_whole(3, range(5)), Field(7, 2, 1, 15))),),
-        (Word(2, (*_whole(3, range(5, 7)), Field(7, 0, 2, 6))),),
+        (Word(4, (*_whole(3, (0, 1, 5, 2, 3)), Field(7, 2, 1, 15))),),
+        (Word(2, (*_whole(3, (4, 6)), Field(7, 0, 2, 6))),),
     ),
     4: ((Word(4, _whole(4, range(4))), Word(4, _whole(4, range(4, 8)))),),
     5: (

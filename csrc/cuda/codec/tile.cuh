@@ -42,34 +42,34 @@ struct TileLane {
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
     if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
-    spread();
+    *this = spread();
   }
 
   // From global memory that no kernel writes, past the first cache, raw: nothing waits for the words before spread().
-  __device__ void fetch(const uint8_t* tile, int lane) {
+  // `mine` points to the lane's words; those of a second part are `second` bytes further.
+  __device__ void fetch(const uint8_t* mine, int second) {
     if constexpr (kFirst == 4)
       asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                   : "l"(tile + 16 * lane));
+                   : "l"(mine));
     else if constexpr (kFirst == 2)
-      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(word[0]), "=r"(word[1])
-                   : "l"(tile + 8 * lane));
+      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(mine));
     else
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(tile + 4 * lane));
-    const uint8_t* second = tile + 128 * kFirst;
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(mine));
     if constexpr (kSecondBytes == 4)
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(second + 4 * lane));
+      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(mine + second));
     if constexpr (kSecondBytes == 2) {
       uint16_t half;
-      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
+      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(mine + second));
       word[kFirst] = half;
     }
   }
 
-  // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
-  __device__ void spread() {
-    if constexpr (kSecondBytes == 2) word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
+  // With byte 1 of a word of 16 bits as byte 2, so that its halves are as those of the others.
+  __device__ TileLane spread() const {
+    TileLane out = *this;
+    if constexpr (kSecondBytes == 2) out.word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
+    return out;
   }
 };
 
@@ -152,19 +152,19 @@ __device__ void decode(const TileLane<kBits>& lane, typename Pair<T>::type (&out
   if constexpr (kBits == 2) {
     out[0] = number<T, 2, 0, kZero>(w[0]);
     out[1] = number<T, 2, 2, kZero>(w[0]);
-    out[2] = number<T, 2, 4, kZero>(w[0]);
-    out[3] = number<T, 2, 6, kZero>(w[0]);
-    out[4] = number<T, 2, 8, kZero>(w[0]);
-    out[5] = number<T, 2, 10, kZero>(w[0]);
+    out[2] = number<T, 2, 8, kZero>(w[0]);
+    out[3] = number<T, 2, 10, kZero>(w[0]);
+    out[4] = number<T, 2, 4, kZero>(w[0]);
+    out[5] = number<T, 2, 6, kZero>(w[0]);
     out[6] = number<T, 2, 12, kZero>(w[0]);
     out[7] = number<T, 2, 14, kZero>(w[0]);
   } else if constexpr (kBits == 3) {
     out[0] = number<T, 3, 0, kZero>(w[0]);
     out[1] = number<T, 3, 3, kZero>(w[0]);
-    out[2] = number<T, 3, 6, kZero>(w[0]);
-    out[3] = number<T, 3, 9, kZero>(w[0]);
-    out[4] = number<T, 3, 12, kZero>(w[0]);
-    out[5] = number<T, 3, 0, kZero>(w[1]);
+    out[2] = number<T, 3, 9, kZero>(w[0]);
+    out[3] = number<T, 3, 12, kZero>(w[0]);
+    out[4] = number<T, 3, 0, kZero>(w[1]);
+    out[5] = number<T, 3, 6, kZero>(w[0]);
     out[6] = number<T, 3, 3, kZero>(w[1]);
     out[7] = gathered<T, kZero>(cut(w[1], 6, 2, 0) | cut(w[0], 15, 1, 2));
   } else if constexpr (kBits == 4) {
@@ -209,78 +209,33 @@ __device__ void decode(const TileLane<kBits>& lane, typename Pair<T>::type (&out
   }
 }
 
-// The same as half, without the arithmetic: a code's bits alone are a half below the smallest normal one, code * 2^-24
-// for bits 0 and up, which tensor cores take as exactly as any other. out[j] = code * 2^-24, and 2^kSecond times
-// as much where j is odd.
+// Narrow codes as half without the arithmetic: a code's bits alone are a half below the smallest normal one, which
+// tensor cores take as exactly as any other. out[4 s + 2 u + v] = code / power(s, v).
 template <int kBits>
 struct TinyCodes {
-  static constexpr int kSecond = kBits <= 5 ? kBits : 0;
+  static_assert(kBits == 2 || kBits == 3);
 
-  __device__ static uint32_t at(uint32_t word, int p) {
-    const uint32_t mask = ((1u << kBits) - 1) << p;
-    return word & (mask | mask << 16);
-  }
-  // By 2^e: exact, as the bits stay within the ten.
-  __device__ static uint32_t moved(uint32_t v, float power) {
-    const __half2 product = __hmul2(reinterpret_cast<const __half2&>(v), __float2half2_rn(power));
-    return reinterpret_cast<const uint32_t&>(product);
+  __host__ __device__ static constexpr float power(int s, int v) {
+    constexpr int kAt[2][2][2] = {{{0, 2}, {4, 6}}, {{0, 3}, {0, 6}}};  // bits, s, v: where the code lies
+    return static_cast<float>(1 << (24 - kAt[kBits - 2][s][v]));
   }
 
   __device__ static void decode(const TileLane<kBits>& lane, uint32_t (&out)[8]) {
     using codec::cut;
     const auto& w = lane.word;
+    const auto at = [](uint32_t word, int p) { return cut(word, p, kBits, p); };
     if constexpr (kBits == 2) {
-      const uint32_t w8 = w[0] >> 8, w12 = w[0] >> 12;
-      out[0] = at(w[0], 0);
-      out[1] = at(w[0], 2);
-      out[2] = moved(at(w[0], 4), 1.0f / 16);
-      out[3] = moved(at(w[0], 6), 1.0f / 16);
-      out[4] = at(w8, 0);
-      out[5] = at(w8, 2);
-      out[6] = at(w12, 0);
-      out[7] = at(w12, 2);
-    } else if constexpr (kBits == 3) {
-      const uint32_t w6 = w[0] >> 6;
-      out[0] = at(w[0], 0);
-      out[1] = at(w[0], 3);
-      out[2] = at(w6, 0);
-      out[3] = at(w6, 3);
-      out[4] = moved(at(w6, 6), 1.0f / 64);
-      out[5] = moved(at(w[1], 0), 8);
-      out[6] = moved(at(w[1], 3), 1.0f / 8);
-      out[7] = cut(w[1], 6, 2, 3) | cut(w[0], 15, 1, 5);
-    } else if constexpr (kBits == 4) {
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        const uint32_t w8 = w[s] >> 8;
-        out[4 * s] = at(w[s], 0);
-        out[4 * s + 1] = at(w[s], 4);
-        out[4 * s + 2] = at(w8, 0);
-        out[4 * s + 3] = at(w8, 4);
-      }
-    } else if constexpr (kBits == 5) {
-      out[0] = at(w[0], 0);
-      out[1] = at(w[0], 5);
-      out[2] = at(w[0] >> 10, 0);
-      out[3] = moved(at(w[1], 0), 32);
-      out[4] = moved(at(w[1], 5), 1.0f / 32);
-      out[5] = at(w[1] >> 5, 5);
-      out[6] = at(w[2], 0);
-      out[7] = cut(w[2], 5, 3, 5) | cut(w[0], 15, 1, 8) | cut(w[1], 15, 1, 9);
-    } else if constexpr (kBits == 6) {
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        out[2 * i] = at(w[i], 0);
-        out[2 * i + 1] = at(w[i] >> 6, 0);
-      }
-      out[6] = cut(w[0], 12, 4, 0) | cut(w[2], 12, 2, 4);
-      out[7] = cut(w[1], 12, 4, 0) | cut(w[2], 14, 2, 4);
+      const uint32_t w8 = w[0] >> 8;
+      out[0] = at(w[0], 0), out[2] = at(w8, 0);
+      out[1] = at(w[0], 2), out[3] = at(w8, 2);
+      out[4] = at(w[0], 4), out[6] = at(w8, 4);
+      out[5] = at(w[0], 6), out[7] = at(w8, 6);
     } else {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        out[2 * i] = at(w[i], 0);
-        out[2 * i + 1] = at(w[i] >> 8, 0);
-      }
+      const uint32_t w9 = w[0] >> 9;
+      out[0] = at(w[0], 0), out[2] = at(w9, 0);
+      out[1] = at(w[0], 3), out[3] = at(w9, 3);
+      out[4] = at(w[1], 0), out[6] = at(w[1] >> 3, 0);
+      out[5] = at(w[0], 6), out[7] = cut(w[1], 6, 2, 6) | cut(w[0], 15, 1, 8);
     }
   }
 };

@@ -1,5 +1,9 @@
-// qmatmul for few rows: how the work is cut up for a matrix and a GPU, and the launch. The kernel is in few.cuh.
-#include "cuda/qmatmul/few.cuh"
+// qmatmul for few rows: how the work is cut up for a matrix and a GPU, and the launch. The kernels: few.cuh says which.
+#include <algorithm>
+#include <iterator>
+
+#include "cuda/qmatmul/few_kernel.cuh"
+#include "cuda/qmatmul/few_ring.cuh"
 #include "cuda/qmatmul/qmatmul.h"
 #include "cuda/qmatmul/wide.h"
 #include "ops/gate.h"
@@ -11,9 +15,6 @@ constexpr int kMostColumns = 128;  // column blocks of a block: a wider matrix t
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// 2^32 / i, rounded up; of 1 it would be 2^32, and is not asked for.
-uint32_t inverse(uint32_t i) { return i <= 1 ? 0 : UINT32_MAX / i + 1; }
-
 // How many clusters run at a time. One lies within a GPC, of 16 or 18 multiprocessors.
 int clusters_at_once(int splits, const Gpu& g) {
   return splits <= 2 ? g.processors / splits : g.processors / 18 * (18 / splits);
@@ -21,41 +22,93 @@ int clusters_at_once(int splits, const Gpu& g) {
 
 struct Cut {
   int rows;  // of x at a time; 0: none fits
-  int splits, clusters, columns, columns_more, units, units_more;
-  size_t sums_at, scratch_at, shares_at, shared;
+  int splits, clusters, columns, columns_more;
+  int32_t k_of[kFewSplits + 1];
+  int slots, slot_bytes;  // of a warp's ring
+  size_t sums_at, scratch_at, block_sums_at, ring_at, shares_at, shared;
 };
 
-// How `clusters` of `splits` blocks share the matrix, and what lies where in shared memory.
-Cut cut_into(const Matrix& m, int rows, int splits, int clusters) {
-  const int NB = ceil_div(m.N, kTileColumns), units = m.KB / 4;
-  Cut c{rows, splits, clusters, NB / clusters, NB % clusters, units / splits, units % splits, 0, 0, 0, 0};
-  const int blocks = 4 * ceil_div(units, splits), columns = ceil_div(NB, clusters);
-  c.sums_at = static_cast<size_t>(rows) * few_row_bytes(blocks);
-  c.scratch_at = c.sums_at + (m.zeros == nullptr ? 0 : (few_sums_bytes(blocks, rows) + 15) / 16 * 16);
-  c.shares_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
-  c.shared =
-      c.shares_at + sizeof(float) * rows *
-                        (kFewWarps * few_shares(c.columns) * kFewShareRow + (splits > 1 ? columns * kTileColumns : 0));
+int quads_of(const FewPart& p) { return ceil_div(p.count, 4); }
+
+bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
+
+// The k block at `cost` from the front, moved to where a quad begins.
+int k_at(const FewMatrix& m, int64_t cost) {
+  int k = 0;
+  for (int i = 0; i < m.parts; ++i) {
+    const FewPart& p = m.part[i];
+    const int64_t all = static_cast<int64_t>(quads_of(p)) * few_cost(p.bits);
+    if (cost < all) return p.first + std::min(p.count, static_cast<int>(cost / few_cost(p.bits)) * 4);
+    cost -= all;
+    k = p.first + p.count;
+  }
+  return k;
+}
+
+// How `splits` blocks, with so many column blocks each, share the matrix, and what lies where in shared memory.
+Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, int slots) {
+  const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
+  Cut c{rows, splits, clusters, NB / clusters, NB % clusters, {}, slots, 0, 0, 0, 0, 0, 0, 0};
+  int64_t cost = 0;
+  for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(quads_of(m.part[i])) * few_cost(m.part[i].bits);
+  int quads = 0, parts = 0;  // of a block, at most
+  for (int split = 1; split <= splits; ++split) {
+    c.k_of[split] = k_at(m, cost * split / splits);
+    int its_quads = 0, its_parts = 0;
+    for (int i = 0; i < m.parts; ++i) {
+      const FewPart p = m.part_within(i, c.k_of[split - 1], c.k_of[split]);
+      its_quads += quads_of(p);
+      its_parts += p.count > 0 ? 1 : 0;
+    }
+    quads = std::max(quads, its_quads);
+    parts = std::max(parts, its_parts);
+  }
+  columns = ceil_div(NB, clusters);
+  c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
+  c.scratch_at = c.sums_at + (sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0);
+  c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
+  c.ring_at = (c.block_sums_at + (splits > 1 ? sizeof(float) * rows * columns * kTileColumns : 0) + 127) / 128 * 128;
+  c.shares_at = c.ring_at;
+  if (takes_ring(m)) {
+    int widest = 0;
+    for (int i = 0; i < m.parts; ++i) widest = std::max(widest, m.part[i].bits);
+    c.slot_bytes = few_number_bytes(m.zeros != nullptr) + 256 * widest;
+    c.shares_at += static_cast<size_t>(kFewWarps) * slots * c.slot_bytes;
+  }
+  c.shared = c.shares_at + sizeof(float) * (rows * few_slots(parts, columns) * kFewShareRow + parts * (columns + 1));
   return c;
 }
 
-// The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
-// reads 34 of them in a nanosecond, and a cluster costs a microsecond. Half the rows where x does not fit.
-Cut cut(const Matrix& m, int rows, const Gpu& g) {
-  const int NB = ceil_div(m.N, kTileColumns), units = m.KB / 4;
+// The plan for so many rows, with such rings, that takes the least time, as far as it follows from bytes: a
+// multiprocessor of an H200 reads 34 of them in a nanosecond, and a cluster costs a microsecond.
+Cut fastest(const FewMatrix& m, bool sums, int rows, int slots, const Gpu& g) {
+  const int NB = ceil_div(m.N, kTileColumns);
+  int quads = 0;
+  for (int i = 0; i < m.parts; ++i) quads += quads_of(m.part[i]);
+  Cut best{};
+  double least = 0;
+  for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {
+    const int at_once = clusters_at_once(splits, g);
+    if (at_once == 0) break;
+    int columns = std::min(ceil_div(NB, at_once), kMostColumns);
+    Cut c = cut_into(m, sums, rows, splits, columns, slots);
+    while (c.shared > static_cast<size_t>(g.shared_memory) && columns > 1)
+      c = cut_into(m, sums, rows, splits, columns = ceil_div(columns, 2), slots);
+    if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
+    const int turns = ceil_div(c.clusters, at_once);
+    const double time = m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0);
+    if (best.rows == 0 || time < least) best = c, least = time;
+  }
+  return best;
+}
+
+// Where x does not fit: smaller rings, then half the rows.
+Cut cut(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
   for (; rows > 0; rows /= 2) {
-    Cut best{};
-    double least = 0;
-    for (int splits = 1; splits <= (g.sm >= 90 ? 8 : 1) && splits <= units; splits *= 2) {
-      const int at_once = clusters_at_once(splits, g);
-      if (at_once == 0) break;
-      const int columns = ceil_div(NB, at_once) < kMostColumns ? ceil_div(NB, at_once) : kMostColumns;
-      const Cut c = cut_into(m, rows, splits, ceil_div(NB, columns));
-      if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
-      const double time = m.column_bytes / 34.0 * columns / splits + (splits > 1 ? 1000 : 0);
-      if (best.rows == 0 || time < least) best = c, least = time;
+    for (const int slots : {kFewSlots, kFewLeastSlots}) {
+      const Cut c = fastest(m, sums, rows, slots, g);
+      if (c.rows > 0) return c;
     }
-    if (best.rows > 0) return best;
   }
   return {};
 }
@@ -70,12 +123,32 @@ bool must_gather(const QMatmulArgs& a) {
 // Threads that cuda/norm.cu adds up the squares of a row of K numbers with (common/row.cuh, with_row).
 int norm_threads(int64_t K) { return K <= 1024 ? 32 : K <= 4096 ? 256 : K <= 8192 ? 512 : K <= 16384 ? 1024 : 256; }
 
-// The width of a matrix of one width whose groups are of 4, 8, 12 ... k blocks; else 0.
-int width_of(const QMatmulArgs& a, Matrix* m) {
+// False: too many segments.
+bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
+  Matrix m = describe(a);
   int32_t offset = 0;
-  if (cut_segments(a.blocks, static_cast<int32_t>(a.KB), 0, &offset, m) != a.KB || m->segments != 1) return 0;
-  const Segment& s = m->segment[0];
-  return (s.count | s.per) % 4 == 0 ? s.bits : 0;
+  if (cut_segments(a.blocks, m.KB, 0, &offset, &m) != m.KB || m.segments > kFewParts) return false;
+  *out = {m.weight, m.scales, m.zeros, m.column_bytes, m.K, m.N, m.G, m.segments, {}};
+  for (int i = 0; i < m.segments; ++i) {
+    const Segment& s = m.segment[i];
+    const bool fine = s.per % 4 != 0 && s.per < s.count;
+    const auto inverse = static_cast<uint32_t>(((1ull << 31) + s.per - 1) / s.per);
+    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, fine};
+  }
+  return true;
+}
+
+// Whether the kernel takes zeros off the sums, and needs those of x.
+bool wants_sums(const QMatmulArgs& a, const FewMatrix& m) {
+  bool tiny = false;
+  for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
+  return a.zeros != nullptr || tiny;
+}
+
+template <typename T>
+FewKernel kernel_for(const FewMatrix& m, int slots) {
+  const bool zeros = m.zeros != nullptr;
+  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots) : few_kernel_of<T>(m.part[0].bits, zeros);
 }
 
 // With `invariant` there is one plan for any number of rows.
@@ -85,11 +158,12 @@ int rows_at_once(const QMatmulArgs& a) { return a.M < kFewRows && !a.invariant ?
 
 bool supports_few(const QMatmulArgs& a) {
   const Gpu g = gpu();
-  if (g.sm < 80 || a.x_dtype == DType::f32 || !aligned(a.weight)) return false;
-  if (a.M > kFewRows && !a.invariant) return false;  // weights would be read again for each 8 rows
-  if (a.KB == 0 || a.KB >= 1 << 16) return false;    // FewMatrix::group_of
-  Matrix m = describe(a);
-  return width_of(a, &m) != 0 && cut(m, rows_at_once(a), g).rows > 0;
+  if (g.sm < 80 || a.x_dtype == DType::f32) return false;
+  if (!aligned(a.weight) || !aligned(a.scales) || !aligned(a.zeros)) return false;
+  if (a.M > 2 * kFewRows && !a.invariant) return false;  // weights are read again for each 8 rows
+  if (a.KB == 0 || a.KB >= 1 << 15) return false;        // FewPart::group_of
+  FewMatrix m;
+  return describe_few(a, &m) && cut(m, wants_sums(a, m), rows_at_once(a), g).rows > 0;
 }
 
 bool few_prepares(const QMatmulArgs& a) {
@@ -110,21 +184,20 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
     a.x_stride = a.K = given.KB * kPackRows;
     a.perm = nullptr;
   }
-  Matrix m = describe(a);
-  const int bits = width_of(a, &m);
-  const Cut c = cut(m, rows_at_once(a), g);
   FewArgs f{};
-  f.m = {m.weight, m.scales, m.zeros, m.column_bytes, m.K, m.N, m.KB, m.G, m.segment[0].per, m.segment[0].inverse};
+  describe_few(a, &f.m);
+  const bool sums = wants_sums(a, f.m);
+  const Cut c = cut(f.m, sums, rows_at_once(a), g);
   f.splits = c.splits;
   f.columns = c.columns;
   f.columns_more = c.columns_more;
-  f.inverse[0] = inverse(c.columns);
-  f.inverse[1] = inverse(c.columns + 1);
-  f.units = c.units;
-  f.units_more = c.units_more;
-  f.sums_at = static_cast<int32_t>(c.sums_at);
+  std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
+  f.sums_at = sums ? static_cast<int32_t>(c.sums_at) : 0;
   f.scratch_at = static_cast<int32_t>(c.scratch_at);
+  f.block_sums_at = static_cast<int32_t>(c.block_sums_at);
+  f.ring_at = static_cast<int32_t>(c.ring_at);
   f.shares_at = static_cast<int32_t>(c.shares_at);
+  f.slot_bytes = c.slot_bytes;
   f.x.x_stride = a.x_stride;
   f.x.before = a.norm != nullptr                       ? Before::norm
                : a.gate == static_cast<int>(Act::silu) ? Before::silu
@@ -137,7 +210,8 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.bias = a.bias;
   f.add_stride = a.add_stride;
 
-  const FewKernel kernel = a.x_dtype == DType::f16 ? few_kernel_of<__half>(bits) : few_kernel_of<__nv_bfloat16>(bits);
+  const FewKernel kernel =
+      a.x_dtype == DType::f16 ? kernel_for<__half>(f.m, c.slots) : kernel_for<__nv_bfloat16>(f.m, c.slots);
   const cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, g.shared_memory);
   if (raised != cudaSuccess) return status(raised);

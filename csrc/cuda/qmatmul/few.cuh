@@ -1,17 +1,19 @@
-// y = f(x) @ W + bias + add for few rows of x: as fast as the weights can be read. The kernel; what it is launched with
-// is chosen in few.cu.
+// y = f(x) @ W + bias + add for few rows of x: as fast as the weights can be read. What the kernels have in common: how
+// the work is shared out, x and the end. What they are launched with is chosen in few.cu.
 //
 // A block, or a cluster of `splits` blocks that share out k, has some column blocks for itself. Its warps each take a
-// stretch of them, as they lie in memory:
+// stretch of them, as they lie in memory; where the matrix has several parts, one part of k after the other:
 //
-//      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the block, front to back
+//      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the part, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-// A warp reads tiles from global memory straight into registers, some quads (few_tiles.cuh) ahead of the one it
-// multiplies: no barrier and no copy stands between the memory and the tensor cores. What it sums up of a column block
-// it leaves in shared memory; at the end the shares of each column block are added up in order, and those of the
-// cluster's blocks. Weights are fetched before the kernel before this one is over; x is waited for. A row's sums depend
-// on K, N and the plan alone, not on the other rows.
+//   few_kernel.cuh   one width, a group to four tiles or more: a warp reads tiles from memory straight into registers
+//   few_ring.cuh     anything else: into a ring of its own in shared memory
+//
+// No barrier stands between the memory and the tensor cores. What a warp sums up of a column block it leaves in shared
+// memory; at the end the shares of each column block are added up in order, and those of the cluster's blocks. Weights
+// are fetched before the kernel before this one is over; x is waited for. A row's sums depend on K, N and the plan
+// alone, not on the other rows.
 #pragma once
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/launch.cuh"
@@ -20,6 +22,7 @@
 namespace nybble::cuda {
 
 constexpr int kFewRows = 8;  // of one operand B
+constexpr int kFewSplits = 8;
 
 struct FewArgs {
   FewMatrix m;
@@ -30,26 +33,23 @@ struct FewArgs {
   int32_t splits;   // blocks of a cluster
   int32_t columns;  // column blocks of a cluster, and how many clusters have one more
   int32_t columns_more;
-  uint32_t inverse[2];  // of `columns` and one more: their multiples' number within i is i * inverse / 2^32
-  int32_t units;        // runs of 4 k blocks of a block, and how many of the splits have one more
-  int32_t units_more;
-  int32_t sums_at, scratch_at, shares_at;  // bytes into shared memory
+  int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
+  int32_t slot_bytes;            // of a quad in a ring
+  // Bytes into shared memory. sums_at 0: none are wanted
+  int32_t sums_at, scratch_at, block_sums_at, ring_at, shares_at;
 };
 
-// As many warps as there are registers for, and how many quads of tiles each has on their way.
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
-template <int kBits>
-constexpr int kFewAhead = kBits == 2   ? 8
-                          : kBits == 3 ? 5
-                          : kBits <= 6 ? 4
-                                       : 3;
-// Of them, before x is asked for: more, and x waits in the queue behind them.
-constexpr int kFewEarly = 2;
 
-// Column blocks that a warp has a share of, at most, where the block has `columns` or one more.
-__host__ __device__ inline int few_shares(int columns) { return columns / kFewWarps + 2; }
+// What a quad takes of a block's time, about.
+constexpr int few_cost(int bits) { return bits + 2; }
 
-constexpr int kFewShareRow = kTileColumns + 4;
+// A warp leaves its share of pair p (a part's column block; parts one after another) in slot p + warp, further for each
+// part before it by the number of warps: as stretches follow each other, no two meet there.
+__host__ __device__ constexpr int few_slots(int parts, int columns) { return parts * (columns + kFewWarps); }
+constexpr int kFewShareRow = kTileColumns + 4;  // and four that keep rows out of each other's banks
+
+using FewKernel = void (*)(FewArgs);
 
 template <typename T>
 struct FewBlock {
@@ -59,142 +59,106 @@ struct FewBlock {
   int lane, warp, rank, rows;
   int column_first, columns;  // column blocks of the cluster
   int k_first, k_last;        // k blocks of the block
+  int parts, quads;           // that lie there, of a column block
 
   __device__ FewBlock(const FewArgs& args, uint8_t* memory)
-      : a(args), m(args.m), shared(memory), lane(threadIdx.x % 32), rows(args.x.M) {
+      : a(args), m(args.m), shared(memory), lane(threadIdx.x % 32), rows(args.x.M), parts(0), quads(0) {
     warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the same in all lanes, and the compiler knows
     rank = a.splits > 1 ? cluster_rank() : 0;
     const int cluster = a.splits > 1 ? blockIdx.x / a.splits : blockIdx.x;
     column_first = cluster * a.columns + min(cluster, a.columns_more);
     columns = a.columns + (cluster < a.columns_more ? 1 : 0);
-    k_first = 4 * (rank * a.units + min(rank, a.units_more));
-    k_last = min(m.KB, k_first + 4 * (a.units + (rank < a.units_more ? 1 : 0)));
+    k_first = a.k_of[rank];
+    k_last = a.k_of[rank + 1];
+    for (Walk w(*this); w.next();) ++parts, quads = w.before + w.part.quads();
   }
 
-  // Shared memory: x, its sums, what its norm needs, the warps' shares, the block's sums.
-  __device__ int blocks() const { return k_last - k_first; }
+  // The block's parts, one after another: `for (Walk w(block); w.next();)`.
+  struct Walk {
+    const FewBlock& block;
+    FewPart part;
+    int number, before;  // of the part; quads of a column block before it
+    int at;
+
+    __device__ explicit Walk(const FewBlock& b) : block(b), part{}, number(-1), before(0), at(0) {}
+    __device__ __forceinline__ bool next() {
+      before += part.quads();
+      for (; at < block.m.parts; ++at) {
+        part = block.m.part_within(at, block.k_first, block.k_last);
+        if (part.count > 0) return ++at, ++number, true;
+      }
+      return false;
+    }
+  };
+
+  // Shared memory: x, its sums, what its norm needs, the block's sums, the rings, the shares, the first of each pair's.
   __device__ uint8_t* sums() const { return shared + a.sums_at; }
-  // [share][row][16 columns and 4 that keep the rows out of each other's banks]
-  __device__ float* shares(int w) const {
-    return reinterpret_cast<float*>(shared + a.shares_at) + w * few_shares(a.columns) * share_floats();
+  // [slot][row][column]
+  __device__ float* share(int slot) const {
+    return reinterpret_cast<float*>(shared + a.shares_at) + slot * rows * kFewShareRow;
   }
-  __device__ int share_floats() const { return rows * kFewShareRow; }
-  __device__ float* block_sums() const { return shares(kFewWarps); }  // [row][column]
-
-  // The first column block that a warp has a share of.
-  __device__ int first_share(int w) const { return static_cast<unsigned>(columns * w) / kFewWarps; }
+  // The first slot of a pair. A part has one more than column blocks: where its last would follow.
+  __device__ int* first_slots() const { return reinterpret_cast<int*>(share(few_slots(parts, columns))); }
+  // [row][column], at the same place in all blocks of a cluster
+  __device__ float* block_sums() const { return reinterpret_cast<float*>(shared + a.block_sums_at); }
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x, m, shared, m.zeros == nullptr ? nullptr : sums(), scratch, k_first, blocks()};
+    return {a.x, m, shared, a.sums_at == 0 ? nullptr : sums(), scratch, k_first, k_last, quads};
   }
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
-    for (int i = lane; i < few_shares(a.columns) * share_floats(); i += 32) shares(warp)[i] = 0;
+    for (int i = threadIdx.x; i < few_slots(parts, columns) * rows * kFewShareRow; i += kFewThreads) share(0)[i] = 0;
+    if (threadIdx.x < parts) {
+      const int part = threadIdx.x;
+      first_slots()[part * (columns + 1) + columns] = (part + 1) * (columns + kFewWarps);
+    }
     wait_for_previous();
     let_next_begin();
     staged().fetch();
   }
-  // Before the first product.
+  // Before the first product; so many groups of copies were begun after x.
+  template <int kAfter>
   __device__ void take_x() const {
-    staged().finish();
+    staged().template finish<kAfter>();
     __syncthreads();
   }
 
-  __device__ FewOperand operand() const {
-    const int row = min(lane % 8, rows - 1);  // what is not there is the last row again
+  // Of quad `quad` of a column block.
+  __device__ FewOperand operand(int quad) const {
     const int step = few_sums_step(rows);
-    return {shared_address(shared + row * few_row_bytes(blocks()) + lane / 8 * 16),
-            sums() + min(lane % 4 * 8, step - 8), step};
-  }
-  // kb: a multiple of 4.
-  __device__ static FewOperand moved(const FewOperand& x, int kb) {
-    return {x.x + kb * 64, x.sums + kb / 4 * x.sums_step, x.sums_step};
+    return {few_operand(shared_address(shared), rows, quads, lane) + quad * 256,
+            sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  // Adds the sums of a column block to the warp's share of it.
-  __device__ __forceinline__ void leave(int column, float (&total)[4]) const {
-    float* to = shares(warp) + (column - first_share(warp)) * share_floats() + lane / 4;
+  // The warp's slot for a column block of a part.
+  __device__ int slot_of(int part, int column) const { return part * (columns + kFewWarps) + column + warp; }
+
+  // The warp is the first that has a share of it.
+  __device__ void begins(int part, int column) const {
+    if (lane == 0) first_slots()[part * (columns + 1) + column] = slot_of(part, column);
+  }
+
+  // Puts the warp's sums where its share lies.
+  __device__ __forceinline__ void leave(int part, int column, float (&total)[4]) const {
+    float* to = share(slot_of(part, column)) + lane / 4;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int row = lane % 4 * 2 + c % 2;
-      if (row < rows) to[row * kFewShareRow + c / 2 * 8] += total[c];
+      if (row < rows) to[row * kFewShareRow + c / 2 * 8] = total[c];
       total[c] = 0;
     }
   }
 
-  // The warp's stretch.
-  template <int kBits>
-  __device__ __forceinline__ void multiply() const {
-    using Q = Quad<kBits>;
-    constexpr int kAhead = kFewAhead<kBits>;
-    const unsigned quads = (k_last - k_first) / 4;
-    const auto stretch = [&](int w) { return static_cast<int>(columns * quads * w / kFewWarps); };
-    int left = stretch(warp + 1) - stretch(warp), column = first_share(warp);
-    int at = k_first + 4 * (stretch(warp) - column * quads);  // k block
-
-    // The next quad, its group's scales and zeros, and how many quads are left of the group.
-    const int64_t nb = column_first + column;
-    const uint8_t* from = m.weight + nb * m.column_bytes + 64ll * at * kBits;
-    const int64_t to_next = m.column_bytes - static_cast<int64_t>(quads) * Q::kBytes;
-    int group = m.group_of(at), of_group = ((group + 1) * m.per - at) / 4;
-    const uint16_t* scales = m.scales + (nb * m.G + group) * kTileColumns + lane % 16;
-    const float* zeros = m.zeros == nullptr ? nullptr : m.zeros + (nb * m.G + group) * kTileColumns + lane % 16;
-    const auto move_on = [&](int groups) {
-      group += groups;
-      scales += groups * kTileColumns;
-      if (zeros != nullptr) zeros += groups * kTileColumns;
-    };
-    int next = at, to_fetch = left;
-    const auto fetch = [&](Q& quad) {
-      if (to_fetch <= 0) return;
-      --to_fetch;
-      quad.fetch(from, scales, zeros, lane);
-      from += Q::kBytes;
-      next += 4;
-      if (--of_group == 0) {
-        move_on(1);
-        of_group = m.per / 4;
-      }
-      if (next < k_last) return;
-      const int first = m.group_of(k_first);
-      next = k_first;
-      from += to_next;
-      move_on(m.G + first - group);
-      group = first;
-      of_group = ((first + 1) * m.per - k_first) / 4;
-    };
-    Q ring[kAhead];
-#pragma unroll
-    for (int i = 0; i < kFewEarly; ++i) fetch(ring[i]);
-    ask_for_x();
-#pragma unroll
-    for (int i = kFewEarly; i < kAhead; ++i) fetch(ring[i]);
-    take_x();
-
-    const FewOperand x_start = operand();
-    FewOperand x = moved(x_start, at - k_first);
-    float total[4] = {};
-#pragma unroll 1
-    while (left > 0) {
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        ring[i].template multiply<T>(x, lane, total);
-        if (m.zeros != nullptr) ring[i].move_zeros(x, lane, total);
-        fetch(ring[i]);
-        x = moved(x, 4);
-        at += 4;
-        --left;
-        if (at >= k_last || left == 0) {
-          leave(column, total);
-          if (left == 0) break;
-          ++column;
-          at = k_first;
-          x = x_start;
-        }
-      }
-    }
+  // The warp's share of a part: quads `from` to `to`, counted over the block's column blocks.
+  struct Stretch {
+    FewPart part;
+    int number, before, from, to;
+  };
+  __device__ Stretch stretch_of(const Walk& w) const {
+    const auto quad = [&](int i) { return columns * w.part.quads() * i / kFewWarps; };
+    return {w.part, w.number, w.before, quad(warp), quad(warp + 1)};
   }
 
   // ---- the end
@@ -219,21 +183,17 @@ struct FewBlock {
   }
 
   __device__ void add_up() const {
-    const unsigned inverse = a.inverse[columns - a.columns];
-    const auto divided = [&](int i) { return columns == 1 ? i : static_cast<int>(__umulhi(i, inverse)); };
-    const int stride = few_shares(a.columns) * share_floats();
     const auto sum_at = [&](int row, int column, int n) -> float& {
       return block_sums()[(row * columns + column) * kTileColumns + n];
     };
     __syncthreads();
     each_number(threadIdx.x, kFewThreads, [&](int row, int column, int n) {
-      // The warps whose stretch, columns * w / 16 to columns * (w + 1) / 16, meets the column block.
-      const int last = divided((column + 1) * kFewWarps + columns - 1);
-      const float* from = shares(0) + row * kFewShareRow + n;
       float sum = 0;
+      for (int part = 0; part < parts; ++part) {
+        const int* first = first_slots() + part * (columns + 1) + column;
 #pragma unroll 4
-      for (int w = divided(column * kFewWarps); w < last; ++w)
-        sum += from[w * stride + (column - first_share(w)) * share_floats()];
+        for (int slot = first[0]; slot < first[1]; ++slot) sum += share(slot)[row * kFewShareRow + n];
+      }
       if (a.splits > 1)
         sum_at(row, column, n) = sum;
       else
@@ -249,20 +209,5 @@ struct FewBlock {
     cluster_leave();
   }
 };
-
-template <typename T, int kBits>
-__global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ FewArgs a) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-  extern __shared__ __align__(128) uint8_t shared[];
-  const FewBlock<T> block(a, shared);
-  block.template multiply<kBits>();
-  block.add_up();
-#endif
-}
-
-// The kernel for a width; each dtype is a unit of its own, few_*.cu.
-using FewKernel = void (*)(FewArgs);
-template <typename T>
-FewKernel few_kernel_of(int bits);
 
 }  // namespace nybble::cuda

@@ -2,5 +2,5 @@
 #include "cuda/qmatmul/few_kernels.cuh"
 
 namespace nybble::cuda {
-template FewKernel few_kernel_of<__nv_bfloat16>(int bits);
+template FewKernel few_kernel_of<__nv_bfloat16>(int bits, bool zeros);
 }  // namespace nybble::cuda

@@ -2,5 +2,5 @@
 #include "cuda/qmatmul/few_kernels.cuh"
 
 namespace nybble::cuda {
-template FewKernel few_kernel_of<__half>(int bits);
+template FewKernel few_kernel_of<__half>(int bits, bool zeros);
 }  // namespace nybble::cuda

@@ -1,11 +1,14 @@
-// The rows of x that few.cuh multiplies, in shared memory: as they are, normed or gated.
+// The rows of x that few.cuh multiplies, in shared memory: as they are, gathered, normed or gated.
 //
-//      row 0: k blocks of the block, 64 bytes each | 16 bytes, so that no two rows meet in a bank
+//      row 0: the block's quads of k blocks, 256 bytes each | 16 bytes, so that no two rows meet in a bank
 //      row 1: ...
-//      sums of x over each four k blocks, where the matrix has zeros: [four k blocks][row]
+//      sums of x, where they are wanted: [quad][over its k blocks; over each of them][row]
+//
+// A quad that its part of the matrix does not fill is filled with zeros.
 #pragma once
 #include "cuda/codec/tile.cuh"
 #include "cuda/common/async_copy.cuh"
+#include "cuda/common/mma.cuh"
 #include "cuda/common/number.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/qmatmul/matrix.h"
@@ -15,18 +18,43 @@ namespace nybble::cuda {
 // What is done to x before the product.
 enum class Before : int32_t { nothing, norm, silu, gelu_tanh };
 
-// A packed matrix of one width whose groups are of 4, 8, 12 ... k blocks (matrix.h has the others).
+// Neighbouring k blocks of one width whose groups follow each other (matrix.h), as far as they are a block's.
+struct FewPart {
+  int32_t first, count;  // k blocks
+  int32_t offset;        // of the first tile from the start of a column block, in units of 64 bytes
+  int32_t at;            // k blocks from the start of the segment to `first`: a multiple of 4
+  int32_t group;         // of the segment's first k block
+  int32_t bits;
+  uint32_t inverse;  // of the k blocks a group: 2^31 / it, rounded up
+  bool fine;         // four k blocks may have several groups
+
+  __device__ int quads() const { return (count + 3) / 4; }
+  // Of k block `i` of the segment, below 2^15.
+  __device__ int group_of(int i) const { return group + static_cast<int>(__umulhi(2 * i, inverse)); }
+};
+
+constexpr int kFewParts = 8;
+
+// A packed matrix of few segments.
 struct FewMatrix {
   const uint8_t* weight;
   const uint16_t* scales;
   const float* zeros;  // nullptr: 2^(bits-1)
   int64_t column_bytes;
-  int32_t K, N, KB, G;
-  int32_t per;  // k blocks a group
-  uint32_t inverse;
+  int32_t K, N, G;
+  int32_t parts;
+  FewPart part[kFewParts];  // whole segments
 
-  // at / per
-  __device__ int group_of(int at) const { return static_cast<int>(__umulhi(at, inverse)); }
+  // What lies in `first` to `last` of segment `i`; count may be 0.
+  __host__ __device__ FewPart part_within(int i, int first, int last) const {
+    FewPart p = part[i];
+    const int end = p.first + p.count, from = first > p.first ? first : p.first, to = last < end ? last : end;
+    p.at = from - p.first;
+    p.first = from;
+    p.count = to > from ? to - from : 0;
+    p.offset += p.at * p.bits;
+    return p;
+  }
 };
 
 struct FewX {
@@ -40,10 +68,16 @@ struct FewX {
   int32_t M;
 };
 
-// Bytes of the rows, and of their sums, of `blocks` k blocks.
-__host__ __device__ inline int few_row_bytes(int blocks) { return blocks * 64 + 16; }
-__host__ __device__ inline int few_sums_step(int rows) { return (rows + 1) / 2 * 8; }
-__host__ __device__ inline int few_sums_bytes(int blocks, int rows) { return blocks / 4 * few_sums_step(rows); }
+// Bytes of a row and of the sums, of so many quads.
+__host__ __device__ inline int few_row_bytes(int quads) { return quads * 256 + 16; }
+constexpr int kFewSums = 5;
+__host__ __device__ inline int few_sums_step(int rows) { return (rows + 1) / 2 * 8 * kFewSums; }
+
+// What a lane hands to ldmatrix for the first k block of up to 8 rows; what is not there is the last row again.
+__device__ inline unsigned few_operand(unsigned shared_rows, int rows, int quads, int lane) {
+  return shared_rows + min(lane % 8, rows - 1) * few_row_bytes(quads) + lane / 8 * 16;
+}
+
 constexpr int kFewScratch = 33;  // floats a row, while x is normed
 
 template <typename T, int kThreads>  // of the block
@@ -53,50 +87,72 @@ struct FewRows {
   uint8_t* rows;  // in shared memory
   uint8_t* sums;  // nullptr: not wanted
   float* scratch;
-  int first, blocks;  // k blocks
+  int first, last;  // k blocks
+  int quads;
 
-  // All threads of the block call it, and later finish(). All is there after the next barrier of the block.
+  // All threads of the block call it, and later finish(). Copies are a group of their own. All is there after the next
+  // barrier of the block.
   __device__ __forceinline__ void fetch() const {
-    if (a.before != Before::nothing) return prepare();
-    const unsigned to = shared_address(piece(0, threadIdx.x));
-    const T* from = x_row(0) + (first * 4 + threadIdx.x) * 8;
+    if (a.before != Before::nothing) {
+      prepare();
+      return commit_copies();
+    }
 #pragma unroll 1
     for (int row = 0; row < a.M; ++row) {
-#pragma unroll 1
-      for (int i = threadIdx.x, done = 0; i < 4 * blocks; i += kThreads, done += kThreads)
-        copy_async<16>(to + row * few_row_bytes(blocks) + done * 16, from + row * a.x_stride + done * 8,
-                       (first * 4 + i) * 8 < m.K);
+      const unsigned to = shared_address(piece(row, 0));
+      each_piece([&](int i, int k) { copy_async<16>(to + i * 16, x_row(row) + max(k, 0), k >= 0); });
     }
     commit_copies();
   }
+  template <int kAfter>  // groups of copies begun since fetch()
   __device__ __forceinline__ void finish() const {
-    wait_for_copies<0>();
+    wait_for_copies<kAfter>();
     if (sums != nullptr) sum_up();
   }
 
  private:
   __device__ const T* x_row(int row) const { return static_cast<const T*>(a.x) + row * a.x_stride; }
   __device__ uint4* piece(int row, int i) const {
-    return reinterpret_cast<uint4*>(rows + row * few_row_bytes(blocks)) + i;
+    return reinterpret_cast<uint4*>(rows + row * few_row_bytes(quads)) + i;
   }
 
+  // Calls body(piece, the k of its first number) for the thread's pieces of 8 numbers; k is -1 where x is 0.
+  template <typename Body>
+  __device__ __forceinline__ void each_piece(Body body) const {
+    int start = 0;
+#pragma unroll 1
+    for (int part = 0; part < m.parts; ++part) {
+      const FewPart p = m.part_within(part, first, last);
+      const int pieces = 16 * p.quads();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < pieces; i += kThreads) {
+        const int k = p.first * kTileRows + 8 * i;
+        body(start + i, i < 4 * p.count && k < m.K ? k : -1);
+      }
+      start += pieces;
+    }
+  }
+
+  // By tensor cores: every row of (ones) x^T is the sums.
   __device__ void sum_up() const {
     __syncthreads();
-    const int step = few_sums_step(a.M), pieces = 4 * blocks;
-    for (int row = 0; row < a.M; ++row) {
-      for (int i = threadIdx.x; i < (pieces + 31) / 32 * 32; i += kThreads) {
-        float sum = 0;
-        if (i < pieces) {
-          const uint4 eight = *piece(row, i);
-          const T* v = reinterpret_cast<const T*>(&eight);
+    const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
+    const unsigned one = pack<T>(1, 1), ones[4] = {one, one, one, one};
+    const unsigned from = few_operand(shared_address(rows), a.M, quads, lane);
+    for (int quad = threadIdx.x / 32; quad < quads; quad += kThreads / 32) {
+      auto* to = reinterpret_cast<float2*>(sums + quad * step + lane * 8);
+      float2 all = {0, 0};
 #pragma unroll
-          for (int j = 0; j < 8; ++j) sum += to_float(v[j]);
-        }
-        // Four k blocks are sixteen neighbouring threads'.
-#pragma unroll
-        for (int other = 1; other < 16; other *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
-        if (i < pieces && i % 16 == 0) *reinterpret_cast<float*>(sums + i / 16 * step + row * 4) = sum;
+      for (int i = 0; i < 4; ++i) {
+        float sum[4] = {};
+        unsigned b[4];
+        load_matrices<false>(b, from + quad * 256 + i * 64);
+        multiply_add<T>(sum, ones, b[0], b[1]);
+        multiply_add<T>(sum, ones, b[2], b[3]);
+        if (2 * lane < a.M) to[(1 + i) * (step / kFewSums / 8)] = {sum[0], sum[1]};
+        all.x += sum[0], all.y += sum[1];
       }
+      if (2 * lane < a.M) *to = all;
     }
   }
 
@@ -105,18 +161,16 @@ struct FewRows {
     if (a.before == Before::norm) find_factors();
 #pragma unroll 1
     for (int row = 0; row < a.M; ++row) {
-#pragma unroll 1
-      for (int i = threadIdx.x; i < 4 * blocks; i += kThreads) {
-        const int k = (first * 4 + i) * 8;
+      each_piece([&](int i, int k) {
         uint4 eight = {0, 0, 0, 0};
-        if (k < m.K) {
+        if (k >= 0) {
           eight = *reinterpret_cast<const uint4*>(x_row(row) + k);
           T* v = reinterpret_cast<T*>(&eight);
 #pragma unroll
           for (int j = 0; j < 8; ++j) v[j] = from_float<T>(prepared(row, to_float(v[j]), k + j));
         }
         *piece(row, i) = eight;
-      }
+      });
     }
   }
 

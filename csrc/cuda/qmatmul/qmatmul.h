@@ -9,17 +9,11 @@ namespace nybble::cuda {
 Status qmatmul_simt(const QMatmulArgs&, Stream);
 int64_t qmatmul_simt_scratch_bytes(const QMatmulArgs&);
 
-// A few rows on tensor cores, as fast as weights of one width in groups of 128, 256 ... are read: half and bfloat16,
-// sm_80 and later.
+// A few rows on tensor cores, as fast as weights are read: half and bfloat16, sm_80 and later.
 bool supports_few(const QMatmulArgs&);
 bool few_prepares(const QMatmulArgs&);  // norm or gate as well
 Status qmatmul_few(const QMatmulArgs&, Stream);
 int64_t qmatmul_few_scratch_bytes(const QMatmulArgs&);
-
-// The same for any mixture of widths and any groups, and twice the rows.
-bool supports_skinny(const QMatmulArgs&);
-bool skinny_prepares(const QMatmulArgs&);
-Status qmatmul_skinny(const QMatmulArgs&, Stream);
 
 // Tensor cores, for many rows: W rounded to x's type, sums in float32. Half and bfloat16, sm_80 and later.
 bool supports_wide(const QMatmulArgs&);

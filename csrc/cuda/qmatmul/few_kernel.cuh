@@ -1,0 +1,177 @@
+// The product for few rows (few.cuh) with a matrix of one width and a group to four tiles or more.
+//
+// A warp reads tiles straight into registers, two batches of quads in turn. All its loads count on one barrier: whoever
+// waits for one waits for all that were begun. So the next batch is begun when the first tile of one has arrived, which
+// is when all of it has.
+//
+//      batch 0   |arrives| multiply ...            | next but one on its way
+//      batch 1   | on its way                      |arrives| multiply ...
+#pragma once
+#include "cuda/qmatmul/few.cuh"
+
+namespace nybble::cuda {
+
+// About 2 KB: of 16 warps, that keeps the memory busy. More takes longer, as does each instruction of the loop that is
+// met for the first time.
+template <int kBits>
+constexpr int kFewBatch = kBits == 2 ? 4 : 2;
+
+// A quad in registers.
+template <int kBits, bool kZeros>
+struct QuadInRegisters {
+  static constexpr int kBytes = 4 * 64 * kBits;
+  TileLane<kBits> raw[4];
+  uint16_t scales[2];
+  float zeros[kZeros ? 2 : 1];
+
+  // `from` points to the lane's first words. Only the first `tiles`: the rest are of x = 0.
+  __device__ __forceinline__ void fetch_tiles(const uint8_t* from, int lane, int tiles = 4) {
+    using Tile = TileLane<kBits>;
+    const int second = 128 * Tile::kFirst + lane * (Tile::kSecondBytes - 4 * Tile::kFirst);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i < tiles) raw[i].fetch(from + i * 64 * kBits, second);
+    }
+  }
+  // Of column lane / 4, and 8 further.
+  __device__ __forceinline__ void fetch_numbers(const uint16_t* scale, const float* zero) {
+#pragma unroll
+    for (int v = 0; v < 2; ++v) {
+      asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(scales[v]) : "l"(scale + 8 * v));
+      if constexpr (kZeros) asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(zeros[v]) : "l"(zero + 8 * v));
+    }
+  }
+
+  __device__ TileLane<kBits> tile(int i) const { return raw[i].spread(); }
+  __device__ float scale(int, int v) const { return __half2float(__ushort_as_half(scales[v])); }
+  __device__ float zero(int, int v) const { return zeros[v]; }
+};
+
+// Where a warp's quads lie, and how it fetches them: batches that end with their column block, and what does not fill a
+// quad by itself.
+template <typename T, int kBits, bool kZeros>
+struct FewSource {
+  static constexpr int kBatch = kFewBatch<kBits>;
+  using Q = QuadInRegisters<kBits, kZeros>;
+  const FewBlock<T>& b;
+  const FewPart& p;
+  int left, column, next, run;  // quads of the stretch; quad of the column block, and how many whole ones follow it
+  const uint8_t* tile;
+  const uint16_t* scales;
+  const float* zeros;
+
+  __device__ FewSource(const FewBlock<T>& block, const FewPart& part, int from, int to)
+      : b(block), p(part), left(max(0, to - from)), column(from / part.quads()), next(from - column * part.quads()) {
+    begin_column();
+  }
+
+  // Answers how many quads it began.
+  __device__ __forceinline__ int fetch(Q* quads) {
+    if (run < kBatch) return fetch_some(quads);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) quads[i].fetch_tiles(tile + i * Q::kBytes, b.lane);
+    const bool steady = p.inverse == 1u << 29;  // a group to each
+    const int first = p.group_of(p.at + 4 * next) * kTileColumns;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int at = steady ? first + i * kTileColumns : p.group_of(p.at + 4 * (next + i)) * kTileColumns;
+      quads[i].fetch_numbers(scales + at, zeros + at);
+    }
+    return advance(kBatch);
+  }
+
+ private:
+  __device__ int advance(int quads) {
+    tile += quads * Q::kBytes;
+    next += quads;
+    run -= quads;
+    left -= quads;
+    return quads;
+  }
+
+  __device__ void begin_column() {
+    const int64_t nb = b.column_first + column, at = nb * b.m.G * kTileColumns + b.lane / 4;
+    tile =
+        b.m.weight + nb * b.m.column_bytes + 64ll * p.offset + next * Q::kBytes + b.lane * 4 * TileLane<kBits>::kFirst;
+    scales = b.m.scales + at;
+    zeros = kZeros ? b.m.zeros + at : nullptr;
+    run = min(p.count / 4 - next, left);
+  }
+
+  // The end of a column block, or the beginning of the next.
+  __device__ __forceinline__ int fetch_some(Q* quads) {
+    if (left > 0 && next == p.quads()) {
+      ++column;
+      next = 0;
+      begin_column();
+    }
+    const int count = min(left, run > 0 ? min(run, kBatch) : 1), tiles = run > 0 ? 4 : p.count % 4;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      quads[i] = {};
+      if (i >= count) continue;
+      quads[i].fetch_tiles(tile + i * Q::kBytes, b.lane, tiles);
+      const int at = p.group_of(p.at + 4 * (next + i)) * kTileColumns;
+      quads[i].fetch_numbers(scales + at, zeros + at);
+    }
+    return advance(count);
+  }
+};
+
+template <typename T, int kBits, bool kZeros>
+__device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
+  constexpr int kBatch = kFewBatch<kBits>;
+  using Product = FewProduct<T, kBits, false, kZeros>;
+  typename FewBlock<T>::Walk walk(b);
+  walk.next();
+  const auto stretch = b.stretch_of(walk);
+  const int each = walk.part.quads();
+  FewSource<T, kBits, kZeros> source(b, walk.part, stretch.from, stretch.to);
+  QuadInRegisters<kBits, kZeros> quads[2][kBatch];
+  int counts[2] = {source.fetch(quads[0]), 0};
+  b.ask_for_x();
+  b.template take_x<0>();
+
+  int column = stretch.from / each, at = stretch.from - column * each;  // quad of the column block
+  FewOperand x = b.operand(at);
+  if (at == 0 && counts[0] > 0) b.begins(0, column);
+  float total[4] = {};
+#pragma unroll 1
+  while (counts[0] > 0) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (i > 0 && i >= counts[half]) continue;
+        Product::add(quads[half][i], x.after(i), total, [&] {
+          if (i == 0) counts[1 - half] = source.fetch(quads[1 - half]);
+        });
+      }
+      at += counts[half];
+      x = x.after(counts[half]);
+      if (at == each || counts[1 - half] == 0) {
+        b.leave(0, column, total);
+        if (counts[1 - half] == 0) return;
+        b.begins(0, ++column);
+        at = 0;
+        x = b.operand(0);
+      }
+    }
+  }
+}
+
+template <typename T, int kBits, bool kZeros>
+__global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ FewArgs a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+  extern __shared__ __align__(128) uint8_t shared[];
+  const FewBlock<T> block(a, shared);
+  few_multiply<T, kBits, kZeros>(block);
+  block.add_up();
+#endif
+}
+
+// The kernel for a width; each dtype is a unit of its own, few_*.cu.
+template <typename T>
+FewKernel few_kernel_of(int bits, bool zeros);
+
+}  // namespace nybble::cuda
