@@ -16,6 +16,8 @@
 
 #include <cstdint>
 
+#include "cuda/common/older.cuh"
+
 namespace nybble::cuda {
 
 constexpr int kTileRows = 32, kTileColumns = 16;
@@ -48,21 +50,21 @@ struct TileLane {
   // From global memory that no kernel writes, past the first cache, raw: nothing waits for the words before spread().
   __device__ void fetch(const uint8_t* tile, int lane) {
     if constexpr (kFirst == 4)
-      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                    : "l"(tile + 16 * lane));
     else if constexpr (kFirst == 2)
-      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+      asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".v2.u32 {%0, %1}, [%2];"
                    : "=r"(word[0]), "=r"(word[1])
                    : "l"(tile + 8 * lane));
     else
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(tile + 4 * lane));
+      asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".u32 %0, [%1];" : "=r"(word[0]) : "l"(tile + 4 * lane));
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4)
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(second + 4 * lane));
+      asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(second + 4 * lane));
     if constexpr (kSecondBytes == 2) {
       uint16_t half;
-      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
+      asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
       word[kFirst] = half;
     }
   }

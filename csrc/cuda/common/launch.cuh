@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "cuda/common/older.cuh"
 #include "ops/problem.h"
 
 namespace nybble::cuda {

@@ -1,6 +1,7 @@
 // Several numbers in one access: V of them, converted to float, in pieces of 16 bytes where there are that many.
 #pragma once
 #include "cuda/common/number.cuh"
+#include "cuda/common/older.cuh"
 
 namespace nybble::cuda {
 
@@ -93,7 +94,7 @@ __device__ inline Pack<T, V> load_once(const T* p) {
   if constexpr (sizeof(Pack<T, V>) == 16) {
     Words<Pack<T, V>> all;
     uint4& w = all.word[0];
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global" NYBBLE_NO_ALLOCATE ".v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
                  : "l"(p));
     return all.pack;

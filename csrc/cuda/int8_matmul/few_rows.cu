@@ -20,7 +20,7 @@ __device__ uint4 weights_of(const int8_t* row, int64_t k, int64_t K) {
   if constexpr (kWide) {
     uint4 all{};
     if (k < K)
-      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      asm volatile("ld.global" NYBBLE_NO_ALLOCATE ".v4.u32 {%0,%1,%2,%3}, [%4];"
                    : "=r"(all.x), "=r"(all.y), "=r"(all.z), "=r"(all.w)
                    : "l"(row + k));
     return all;

@@ -46,10 +46,20 @@ __device__ void wait_for_stage() {
 
 // Four 8 x 16-byte matrices, of which lane 8i + j gives the address of row j of the i-th.
 __device__ void load_matrices(unsigned (&to)[4], const int8_t* from) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(from));
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 750
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(from)))
+               : "r"(address)
                : "memory");
+#else
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned row = __shfl_sync(0xffffffffu, address, i * 8 + lane / 4);
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(to[i]) : "r"(row + lane % 4 * 4) : "memory");
+  }
+#endif
 }
 
 template <int kM, bool kWide>
