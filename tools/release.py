@@ -400,7 +400,7 @@ def parse(arguments: list[str]) -> Order | None:
     parser.add_argument(
         "--partly",
         action="store_true",
-        help="of a classic row with CUDA, what can be built: without its oldest architectures, against the torch of this Python",
+        help="a classic row with CUDA 12 as it can be built: against the torch of this Python",
     )
     parser.add_argument("--archs", help="GPU architectures instead of the row's")
     parser.add_argument("--platform", help="platform tag to prove instead of the row's, or auto")

@@ -12,11 +12,12 @@ from nybble import env
 from nybble.build.toolchain import Torch, output_of, version_tuple
 from nybble.errors import BuildError, SettingError, help_at
 
-MINIMUM_CUDA = (11, 8)
+MINIMUM_CUDA = (12, 0)  # the first whose headers have what Hopper's copy engine is told with
 # Oldest driver for code made with a toolkit of each major version: docs.nvidia.com/deploy/cuda-compatibility.
 MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
 # Names as NVIDIA and torch use them.
 NAMES: dict[str, tuple[str, ...]] = {
+    "pascal": ("6.0", "6.1"),
     "volta": ("7.0",),
     "turing": ("7.5",),
     "ampere": ("8.0", "8.6"),
@@ -26,6 +27,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 # What a wheel is built for when nobody says: every family with tensor cores, and PTX for those to come.
 DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0")
+# Pascal and Volta, on the kernels without tensor cores: in wheels made by nvcc 12, the last that knows them.
+OLDER = ("6.0", "7.0")
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +82,8 @@ def check_nvcc(nvcc: Path, torch: Torch) -> tuple[int, int]:
     shown = f"{version[0]}.{version[1]}"
     if version < MINIMUM_CUDA:
         raise BuildError(
-            f"CUDA {shown} ({nvcc}) is too old: install CUDA 11.8 or later and set CUDA_HOME to it"
+            f"CUDA {shown} ({nvcc}) is too old: install CUDA {MINIMUM_CUDA[0]}.{MINIMUM_CUDA[1]} or "
+            "later and set CUDA_HOME to it"
         )
     if torch.cuda is not None and version_tuple(torch.cuda)[0] != version[0]:
         raise BuildError(

@@ -53,8 +53,9 @@ def fake_nvcc(folder: Path, version: str) -> Path:
 
 
 def test_old_cuda_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="CUDA 11.2 .* is too old"):
-        cuda.check_nvcc(fake_nvcc(tmp_path, "11.2"), CPU_TORCH)
+    """CUDA 11.8 has no tensor maps, and another cudaGetDriverEntryPoint."""
+    with pytest.raises(BuildError, match="CUDA 11.8 .* is too old: install CUDA 12.0 or later"):
+        cuda.check_nvcc(fake_nvcc(tmp_path, "11.8"), CPU_TORCH)
 
 
 def test_other_cuda_than_torch_is_refused(tmp_path: Path) -> None:

@@ -70,13 +70,15 @@ def test_a_row_that_cannot_be_built_says_what_serves_instead(
 
 
 def test_the_buildable_part_of_a_classic_row() -> None:
-    """Its local version, but not the architectures without kernels; of a row with ROCm there is no such part."""
+    """Its local version and architectures, another torch; of a row with ROCm or CUDA 11 there is no such part."""
     asked = order(Path("x"), "--partly", row="linux_x86_64-cu128-py3.12-torch2.9.0")
     assert (asked.row.blocked, asked.platform) == ("", "auto")
-    assert asked.archs == "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+    assert asked.archs == "6.0 6.1 7.0 7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
     assert release.local_version(asked) == "+cu128-torch2.9.0"
     rocm = order(Path("x"), "--partly", row="linux_x86_64-rocm6.1-py3.10-torch2.4.0")
     assert "no HIP build" in rocm.row.blocked
+    old = order(Path("x"), "--partly", row="linux_x86_64-cu118-py3.10-torch2.3.1")
+    assert "CUDA 12.0" in old.row.blocked
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
