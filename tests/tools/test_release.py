@@ -168,6 +168,23 @@ def test_a_rehearsal_is_told_from_the_release() -> None:
     assert release.local_version(order(Path("x"), row="sdist")) == ""
 
 
+def test_a_library_of_another_toolkit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver and its SBOM would not be the row's; a rehearsal says which toolkit it takes, and is told from the release."""
+    monkeypatch.setattr(release, "library_of", lambda wheel, folder: tmp_path)
+    made = {"cuda": "12.4", "cuda_archs": ["80-real"]}
+    monkeypatch.setattr(release.sources, "read_build_info", lambda library: made)
+    monkeypatch.setattr(release, "LINUX", False)
+    asked = order(tmp_path, row="manylinux_2_28_x86_64-cu128")
+    with pytest.raises(release.ReleaseError, match=r"made with CUDA 12.4.*wants 12.8.*--toolkit"):
+        release.audit(asked, tmp_path / "x.whl", tmp_path, EPOCH)
+    other = order(tmp_path, "--toolkit", "12.4", row="manylinux_2_28_x86_64-cu128")
+    assert release.audit(other, tmp_path / "x.whl", tmp_path, EPOCH) == tmp_path / "x.whl"
+    assert release.local_version(other) == "+cu124"
+    assert other.asked != asked.asked
+
+
 @pytest.mark.parametrize(
     ("row", "flag"), [("sdist", "--bare"), ("manylinux_2_28_x86_64-cu130", "--native")]
 )
