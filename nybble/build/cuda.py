@@ -214,6 +214,26 @@ def driver_problem(driver: str | None, made_with: str) -> str | None:
     )
 
 
+def torch_problem(driver: str | None, cuda: str | None, *, windows: bool = False) -> str | None:
+    """What to do about a torch that cannot use a GPU under this driver: one without CUDA, or with a newer CUDA than the driver's.
+
+    >>> torch_problem("580.65", None)
+    'this torch was made without CUDA: pip install --force-reinstall torch'
+    """
+    newest = version_tuple(driver or "")[0] >= MINIMUM_DRIVERS[13]
+    command = "pip install --force-reinstall torch"
+    # PyPI's torch is made with CUDA 13 for Linux and without CUDA for Windows.
+    if windows or not newest:
+        command += f" --index-url https://download.pytorch.org/whl/{'cu130' if newest else 'cu128'}"
+    if cuda is None:
+        return f"this torch was made without CUDA: {command}"
+    wanted = MINIMUM_DRIVERS.get(version_tuple(cuda)[0])
+    found = version_tuple(driver or "")[0]
+    if wanted is None or found == 0 or found >= wanted:
+        return None
+    return f"driver {driver} is too old for torch's CUDA {cuda}, which needs {wanted} or later: update the driver, or {command}"
+
+
 def serves(archs: list[str], number: int) -> bool:
     """Whether code built for ``archs`` (as CMake writes them) runs on a GPU of compute capability ``number`` / 10.
 

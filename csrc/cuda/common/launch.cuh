@@ -9,7 +9,19 @@ namespace nybble::cuda {
 
 inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-inline Status status(cudaError_t error) { return {error == cudaSuccess ? nullptr : cudaGetErrorString(error)}; }
+inline Status status(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return {};
+    case cudaErrorInsufficientDriver:
+      return {"the driver is older than this library's CUDA wants: `nybble doctor` tells what to do"};
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+      return {"the library has no code for this GPU and driver: `nybble doctor` tells what to do"};
+    default:
+      return {cudaGetErrorString(error)};
+  }
+}
 
 // What the last launch said.
 inline Status launched() { return status(cudaGetLastError()); }
