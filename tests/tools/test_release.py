@@ -15,7 +15,7 @@ import pytest
 
 import nybble
 from nybble.build import matrix
-from tools import clang_check, records, release
+from tools import hip_check, records, release
 
 EPOCH = 1_700_000_000
 METADATA = """Metadata-Version: 2.4
@@ -50,9 +50,17 @@ def vouch(wheel: Path, asked: release.Order, commit: str) -> None:
     wheel.with_name(wheel.name + ".intoto.json").write_text(json.dumps(statement))
 
 
-@pytest.mark.parametrize("module", [records, clang_check], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [records, hip_check], ids=lambda m: m.__name__)
 def test_examples(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_the_units_for_every_gpu_leave_out_only_tensor_cores() -> None:
+    """Each folder of kernels has one without them, or no other GPU could run the op."""
+    named = {unit.relative_to(hip_check.CSRC / "cuda").as_posix() for unit in hip_check.units()}
+    plain = {"attention/plain.cu", "qmatmul/simt.cu", "matmul/tiles.cu", "int8_matmul/tiles.cu"}
+    assert plain | {"paged_attention/plain.cu", "decode_attention/plain.cu", "norm.cu"} <= named
+    assert not {"attention/mma.cu", "qmatmul/few.cu", "paged_attention/q8.cu"} & named
 
 
 def test_every_row_can_be_named() -> None:

@@ -32,6 +32,12 @@ struct TileLane {
   // `tile` points to the tile's 64 * kBits bytes, in shared or global memory, 16-byte aligned or better for 8 bits, 8
   // for the rest.
   __device__ void load(const uint8_t* tile, int lane) {
+    raw(tile, lane);
+    spread();
+  }
+
+  // The words of load() before spread().
+  __device__ void raw(const uint8_t* tile, int lane) {
     if constexpr (kFirst == 4) {
       const uint4 v = reinterpret_cast<const uint4*>(tile)[lane];
       word[0] = v.x, word[1] = v.y, word[2] = v.z, word[3] = v.w;
@@ -44,11 +50,13 @@ struct TileLane {
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
     if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
-    spread();
   }
 
   // From global memory that no kernel writes, past the first cache, raw: nothing waits for the words before spread().
   __device__ void fetch(const uint8_t* tile, int lane) {
+#ifdef __HIP__
+    raw(tile, lane);
+#else
     if constexpr (kFirst == 4)
       asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".v4.u32 {%0, %1, %2, %3}, [%4];"
                    : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
@@ -67,6 +75,7 @@ struct TileLane {
       asm volatile("ld.global.nc" NYBBLE_NO_ALLOCATE ".u16 %0, [%1];" : "=h"(half) : "l"(second + 2 * lane));
       word[kFirst] = half;
     }
+#endif
   }
 
   // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
@@ -110,9 +119,13 @@ __host__ __device__ constexpr int shift_of(int at) {
 
 // (word & mask) | magic as the one instruction it is: left to itself, the compiler makes two of two constants.
 __device__ inline uint32_t masked(uint32_t word, uint32_t mask, uint32_t magic) {
+#ifdef __HIP__
+  return (word & mask) | magic;
+#else
   uint32_t value;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(value) : "r"(word), "r"(mask), "r"(magic));
   return value;
+#endif
 }
 
 // The pair whose codes are whole, at `kAt` in both halves of `word`, less kZero. All constants are small integers times

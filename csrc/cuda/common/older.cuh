@@ -19,7 +19,7 @@ namespace nybble::cuda {
 
 // The lanes of a whole warp whose v is the caller's. All lanes call it.
 __device__ inline unsigned lanes_alike(unsigned v) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+#if __CUDA_ARCH__ >= 700
   return __match_any_sync(0xffffffffu, v);
 #else
   unsigned alike = 0;
@@ -30,6 +30,7 @@ __device__ inline unsigned lanes_alike(unsigned v) {
 #endif
 }
 
+#ifndef __HIP__
 // A function of the driver of CUDA 12.0 or later; null where it has none of that name.
 inline void* driver_function(const char* name) {
   void* found = nullptr;
@@ -41,5 +42,6 @@ inline void* driver_function(const char* name) {
 #endif
   return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? found : nullptr;
 }
+#endif
 
 }  // namespace nybble::cuda

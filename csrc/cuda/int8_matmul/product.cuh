@@ -8,7 +8,7 @@ namespace nybble::cuda::int8 {
 
 // sum += the products of the four bytes of each. Before sm_61 there is no instruction for it.
 __device__ inline void add_products(int& sum, unsigned a, unsigned b) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 610
+#if __CUDA_ARCH__ >= 610
   sum = __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
 #else
 #pragma unroll
@@ -21,7 +21,7 @@ __device__ inline void add_products(int& sum, unsigned a, unsigned b) {
 //   a[2], a[3]  the same, k from 16 + 4t                  b[1]  the same, k from 16 + 4t
 //   d[0], d[1]  row g, columns 2t and 2t + 1 of D         d[2], d[3]  row g + 8
 __device__ inline void multiply_add(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
