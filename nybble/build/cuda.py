@@ -165,22 +165,22 @@ def choose_archs(nvcc: Path, asked: str | None = None) -> list[Arch]:
     return wanted
 
 
-def refuse_rocm(torch: Torch) -> None:
-    """ROCm needs kernels of its own; until they exist a build for it would only fail later and less clearly."""
-    if torch.hip is not None:
-        raise BuildError(
-            f"torch {torch.version} is made for ROCm {torch.hip}, for which nybble has no kernels yet: NYBBLE_CUDA=off builds the "
-            f"CPU part, and GPU tensors use the PyTorch reference ({help_at('rocm')})"
-        )
+def rocm_advice(rocm: str) -> str:
+    """What a torch for ROCm is told."""
+    return (
+        f"nybble has no GPU kernels for ROCm {rocm}: its CPU kernels serve, and GPU tensors use the PyTorch reference "
+        f"({help_at('rocm')})"
+    )
 
 
 def cmake_options(torch: Torch, wanted: str, archs: str | None = None) -> list[str]:
     """CMake's options for the CUDA part. ``wanted``: ``auto`` (where torch is a CUDA torch and nvcc is there), ``on``, ``off``."""
-    if wanted == "off":
+    if wanted == "off" or (wanted == "auto" and torch.cuda is None):
         return ["-DNYBBLE_CUDA=OFF"]
-    refuse_rocm(torch)
-    if wanted == "auto" and torch.cuda is None:
-        return ["-DNYBBLE_CUDA=OFF"]
+    if torch.hip is not None:
+        raise BuildError(
+            f"NYBBLE_CUDA=on and torch {torch.version} is made for ROCm {torch.hip}: {rocm_advice(torch.hip)}"
+        )
     nvcc = find_nvcc()
     if nvcc is None:
         if wanted == "on":

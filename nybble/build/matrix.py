@@ -197,7 +197,9 @@ def _blocked(torch: str, cuda: str, rocm: str) -> str:
     """Why today's sources cannot be built for a classic wheel."""
     found = []
     if rocm:
-        found.append("the GPU kernels are CUDA only, there is no HIP build")
+        found.append(
+            "there is no HIP build: the kernels without tensor cores compile, none was run"
+        )
     if version_tuple(torch) < version_tuple(TORCH_TARGET):
         found.append(f"the library builds against torch {TORCH_TARGET} or later only")
     if cuda and version_tuple(cuda) < MINIMUM_CUDA:

@@ -106,7 +106,6 @@ def examine_tools() -> tuple[dict[str, Any], list[dict[str, str]]]:
     installed = None
     try:
         installed = toolchain.find_torch()
-        cuda.refuse_rocm(installed)
     except NybbleError as error:
         fixes.append({"missing": "a torch to build the library with", "fix": str(error)})
     nvcc, nvcc_version = None, None
@@ -146,6 +145,8 @@ def gpu_fixes(
     from nybble.build import cuda
 
     fixes = []
+    if torch.version.hip:
+        fixes.append({"missing": "kernels for ROCm", "fix": cuda.rocm_advice(torch.version.hip)})
     too_old = cuda.driver_problem(driver, library["info"].get("cuda", ""))
     if too_old is not None:
         fixes.append({"missing": "a driver that is new enough", "fix": too_old})

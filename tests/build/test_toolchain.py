@@ -35,9 +35,12 @@ def test_arch_list_refuses(text: str) -> None:
         cuda.parse_arch_list(text)
 
 
-def test_rocm_is_refused() -> None:
+def test_beside_a_torch_for_rocm_the_cpu_part_is_built() -> None:
+    """The build failed, and the CPU ran on the reference too. Asked for, kernels for its GPU are refused."""
+    torch = toolchain.Torch(Path("torch"), "2.13.0", None, "6.4")
+    assert cuda.cmake_options(torch, "auto") == ["-DNYBBLE_CUDA=OFF"]
     with pytest.raises(BuildError, match="ROCm 6.4"):
-        cuda.cmake_options(toolchain.Torch(Path("torch"), "2.13.0", None, "6.4"), "auto")
+        cuda.cmake_options(torch, "on")
 
 
 def fake_nvcc(folder: Path, version: str) -> Path:

@@ -82,6 +82,13 @@ def test_torch_for_windows_comes_from_its_own_index(
     assert machine(driver="580.65")["a torch for the GPU"].endswith("whl/cu130")
 
 
+def test_a_torch_for_rocm(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    found = machine()
+    assert set(found) == {"kernels for ROCm"}
+    assert "GPU tensors use the PyTorch reference" in found["kernels for ROCm"]
+
+
 def test_a_driver_too_old_for_torch(machine: Any) -> None:
     found = machine(driver="550.54", torch_cuda="13.0")
     assert set(found) == {"a torch that fits the driver"}
