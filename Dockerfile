@@ -3,7 +3,7 @@
 #   docker run --rm -it --gpus all nybble chat
 # Code made with CUDA 12.8 runs under drivers from 525 on (docs/install.md).
 FROM nvidia/cuda:12.8.1-devel-ubuntu22.04 AS build
-ARG ARCHS="7.5 8.0 8.6 8.9 9.0a 10.0 12.0+PTX"
+ARG ARCHS="6.0 7.0 7.5 8.0 8.6 8.9 9.0a 10.0 12.0+PTX"
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3 python3-pip python3-venv && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /build && /build/bin/pip install --no-cache-dir torch --index-url https://download.pytorch.org/whl/cpu
 RUN /build/bin/pip install --no-cache-dir "cmake>=3.24" ninja "scikit-build-core>=0.10"

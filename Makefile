@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints-dev.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 PROMPT ?= The old house at the end of the road
 
-.PHONY: demo test lint bench test-gpu bench-gpu sanitize-gpu asan fuzz cuda-all cuda-check setup setup-dev clean
+.PHONY: demo test lint bench test-gpu bench-gpu sanitize-gpu asan fuzz cuda-all cuda-older cuda-check setup setup-dev clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -70,6 +70,10 @@ fuzz: setup-dev
 # Every architecture this nvcc knows of the default list, without a GPU.
 cuda-all: setup-dev
 	NYBBLE_CUDA=on $(PY) -m nybble build --archs all --output build/cuda-all
+
+# Pascal and Volta, which nvcc 13 has dropped: with nvcc 12.
+cuda-older: setup-dev
+	NYBBLE_CUDA=on $(PY) -m nybble build --archs "6.0 7.0" --output build/cuda-older
 
 # The two architectures that kernels are written for; where one spills registers in a file marked hot, the build fails.
 cuda-check: setup-dev

@@ -152,16 +152,20 @@ Start-Process -Wait -FilePath ./cuda.exe -ArgumentList (@("-s") + $parts)
     shell="pwsh",
     env={"TOOLKIT": "${{ matrix.cuda }}"},
 )
-CUDA_UBUNTU = run(
-    "CUDA toolkit",
-    """
+
+
+def cuda_ubuntu(cuda: str) -> Data:
+    """The toolkit of a version such as 13.0 on PATH."""
+    return run(
+        "CUDA toolkit",
+        f"""
 curl -fsSLO https://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64/cuda-keyring_1.1-1_all.deb
 sudo dpkg -i cuda-keyring_1.1-1_all.deb
 sudo apt-get update
-sudo apt-get install -y --no-install-recommends cuda-minimal-build-13-0
-echo /usr/local/cuda-13.0/bin >> "$GITHUB_PATH"
+sudo apt-get install -y --no-install-recommends cuda-minimal-build-{cuda.replace(".", "-")}
+echo /usr/local/cuda-{cuda}/bin >> "$GITHUB_PATH"
 """,
-)
+    )
 
 
 def keep(name: str, path: str = "dist/*") -> Data:
@@ -386,7 +390,7 @@ def ci() -> Data:
         "jobs": {
             "lint": make("Lint", "lint", WORKFLOWS, minutes=30),
             "tests": tests(),
-            "cuda": make("CUDA compiles, without a GPU", "cuda-check", CUDA_UBUNTU),
+            "cuda": make("CUDA compiles, without a GPU", "cuda-check", cuda_ubuntu("13.0")),
         },
     }
 
@@ -400,7 +404,10 @@ def nightly() -> Data:
             "long": make("All tests, the slow ones too", "test", minutes=180),
             "fuzz": make("Fuzz the readers of checkpoints", "fuzz FUZZ_SECONDS=3000", minutes=120),
             "sanitizers": make("Address and undefined sanitizers", "asan", minutes=180),
-            "architectures": make("Every GPU architecture", "cuda-all", CUDA_UBUNTU, minutes=350),
+            "architectures": make(
+                "Every GPU architecture", "cuda-all", cuda_ubuntu("13.0"), minutes=350
+            ),
+            "older": make("Pascal and Volta", "cuda-older", cuda_ubuntu("12.8"), minutes=350),
             "gpu": make("GPU tests", "test-gpu sanitize-gpu", minutes=350, gpu=True),
         },
     }

@@ -24,7 +24,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ TOOLS = ROOT / "tools"
 sys.path.insert(0, str(ROOT))  # this file runs as a program
 
 from nybble.build import compile, matrix, sources  # noqa: E402
+from nybble.build.toolchain import version_tuple  # noqa: E402
 from tools import records  # noqa: E402
 
 HOOK = "import sys; sys.path.insert(0, 'nybble/build'); import backend; print(backend.{hook}(sys.argv[1]))"
@@ -64,6 +65,7 @@ class Order:
         """What changes the file, for its provenance."""
         return {
             "row": self.row.name,
+            "toolkit": self.row.cuda,
             "cpu": self.cpu,
             "archs": self.archs,
             "platform": self.platform,
@@ -172,6 +174,11 @@ def audit(order: Order, wheel: Path, folder: Path, epoch: int) -> Path:
     if bool(info["cuda_archs"]) == order.cpu:
         raise ReleaseError(
             f"{wheel.name} has code for {info['cuda_archs'] or 'no GPU'}, asked: {order.archs}"
+        )
+    if not order.cpu and version_tuple(info["cuda"]) != version_tuple(order.row.cuda):
+        raise ReleaseError(
+            f"{wheel.name} is made with CUDA {info['cuda']}, and {order.row.name} wants {order.row.cuda}: set CUDA_HOME to that "
+            f"toolkit, or rehearse with --toolkit {info['cuda']}"
         )
     if not LINUX:
         say("ABI check and auditwheel: for Linux only")
@@ -400,9 +407,12 @@ def parse(arguments: list[str]) -> Order | None:
     parser.add_argument(
         "--partly",
         action="store_true",
-        help="of a classic row with CUDA, what can be built: without its oldest architectures, against the torch of this Python",
+        help="a classic row with CUDA 12 as it can be built: against the torch of this Python",
     )
     parser.add_argument("--archs", help="GPU architectures instead of the row's")
+    parser.add_argument(
+        "--toolkit", help="a rehearsal with another CUDA than the row's, in its local version"
+    )
     parser.add_argument("--platform", help="platform tag to prove instead of the row's, or auto")
     parser.add_argument("--torch", action="append", help="for pip, in the fresh environment")
     parser.add_argument(
@@ -418,6 +428,8 @@ def parse(arguments: list[str]) -> Order | None:
     row = rows()[options.row]
     if options.partly:
         row = matrix.buildable_part(row)
+    if options.toolkit:
+        row = replace(row, cuda=options.toolkit, local=f"+{matrix.toolkit_tag(options.toolkit)}")
     return Order(
         row=row,
         dist=options.dist.resolve(),

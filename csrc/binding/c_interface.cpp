@@ -327,7 +327,8 @@ NYBBLE_EXPORT bool nybble_use_python(const int64_t* (*ask)(const char* what, con
 #undef X
   current_stream = stand_in::current_stream;
   nybble::cpu::set_pool(nybble::cpu::own_pool());
-  register_ops();
+  register_cpu_ops();
+  register_cuda_ops();
   return true;
 }
 

@@ -107,9 +107,12 @@ void cuda_ops(StableLibrary& m) {
 
 }  // namespace
 
-void register_ops() {
+void register_cpu_ops() {
   static StableLibrary cpu(StableLibrary::Kind::IMPL, "nybble", "CPU", __FILE__, __LINE__);
   cpu_ops(cpu);
+}
+
+void register_cuda_ops() {
 #ifdef NYBBLE_CUDA
   static StableLibrary cuda(StableLibrary::Kind::IMPL, "nybble", "CUDA", __FILE__, __LINE__);
   cuda_ops(cuda);
@@ -118,8 +121,9 @@ void register_ops() {
 
 }  // namespace nybble::binding
 
-// Takes the open libraries of a torch from 2.10 on; the second is nullptr for one without CUDA. Returns nullptr, or the
-// name of the function that this torch does not have.
+// Takes the open libraries of a torch from 2.10 on; the second is nullptr for one without CUDA, whose tensors the CUDA
+// ops must never get: a torch for ROCm calls its device CUDA too. Returns nullptr, or the name of the function that
+// this torch does not have.
 NYBBLE_EXPORT const char* nybble_use_torch(void* torch_cpu, void* torch_cuda) {
   using namespace nybble::binding;
 #define X(name, ...)                                                         \
@@ -130,6 +134,7 @@ NYBBLE_EXPORT const char* nybble_use_torch(void* torch_cpu, void* torch_cuda) {
   if (torch_cuda != nullptr)
     current_stream = reinterpret_cast<CurrentStream>(find(torch_cuda, "aoti_torch_get_current_cuda_stream"));
   nybble::cpu::set_pool({torch_run, torch_threads});
-  register_ops();
+  register_cpu_ops();
+  if (torch_cuda != nullptr) register_cuda_ops();
   return nullptr;
 }

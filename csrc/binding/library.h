@@ -2,7 +2,8 @@
 
 namespace nybble::binding {
 
-// Registers every op with the functions of torch_functions.h, whichever they are.
-void register_ops();
+// Register the ops with the functions of torch.h, whichever they are.
+void register_cpu_ops();
+void register_cuda_ops();  // none in a library without the CUDA part
 
 }  // namespace nybble::binding

@@ -12,11 +12,12 @@ from nybble import env
 from nybble.build.toolchain import Torch, output_of, version_tuple
 from nybble.errors import BuildError, SettingError, help_at
 
-MINIMUM_CUDA = (11, 8)
+MINIMUM_CUDA = (12, 0)  # the first whose headers have what Hopper's copy engine is told with
 # Oldest driver for code made with a toolkit of each major version: docs.nvidia.com/deploy/cuda-compatibility.
 MINIMUM_DRIVERS = {11: 450, 12: 525, 13: 580}
 # Names as NVIDIA and torch use them.
 NAMES: dict[str, tuple[str, ...]] = {
+    "pascal": ("6.0", "6.1"),
     "volta": ("7.0",),
     "turing": ("7.5",),
     "ampere": ("8.0", "8.6"),
@@ -26,6 +27,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 # What a wheel is built for when nobody says: every family with tensor cores, and PTX for those to come.
 DEFAULT = ("7.5", "8.0", "8.6", "8.9", "9.0a", "10.0", "12.0")
+# Pascal and Volta, on the kernels without tensor cores: in wheels made by nvcc 12, the last that knows them.
+OLDER = ("6.0", "7.0")
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +82,8 @@ def check_nvcc(nvcc: Path, torch: Torch) -> tuple[int, int]:
     shown = f"{version[0]}.{version[1]}"
     if version < MINIMUM_CUDA:
         raise BuildError(
-            f"CUDA {shown} ({nvcc}) is too old: install CUDA 11.8 or later and set CUDA_HOME to it"
+            f"CUDA {shown} ({nvcc}) is too old: install CUDA {MINIMUM_CUDA[0]}.{MINIMUM_CUDA[1]} or "
+            "later and set CUDA_HOME to it"
         )
     if torch.cuda is not None and version_tuple(torch.cuda)[0] != version[0]:
         raise BuildError(
@@ -161,22 +165,22 @@ def choose_archs(nvcc: Path, asked: str | None = None) -> list[Arch]:
     return wanted
 
 
-def refuse_rocm(torch: Torch) -> None:
-    """ROCm needs kernels of its own; until they exist a build for it would only fail later and less clearly."""
-    if torch.hip is not None:
-        raise BuildError(
-            f"torch {torch.version} is made for ROCm {torch.hip}, for which nybble has no kernels yet: NYBBLE_CUDA=off builds the "
-            f"CPU part, and GPU tensors use the PyTorch reference ({help_at('rocm')})"
-        )
+def rocm_advice(rocm: str) -> str:
+    """What a torch for ROCm is told."""
+    return (
+        f"nybble has no GPU kernels for ROCm {rocm}: its CPU kernels serve, and GPU tensors use the PyTorch reference "
+        f"({help_at('rocm')})"
+    )
 
 
 def cmake_options(torch: Torch, wanted: str, archs: str | None = None) -> list[str]:
     """CMake's options for the CUDA part. ``wanted``: ``auto`` (where torch is a CUDA torch and nvcc is there), ``on``, ``off``."""
-    if wanted == "off":
+    if wanted == "off" or (wanted == "auto" and torch.cuda is None):
         return ["-DNYBBLE_CUDA=OFF"]
-    refuse_rocm(torch)
-    if wanted == "auto" and torch.cuda is None:
-        return ["-DNYBBLE_CUDA=OFF"]
+    if torch.hip is not None:
+        raise BuildError(
+            f"NYBBLE_CUDA=on and torch {torch.version} is made for ROCm {torch.hip}: {rocm_advice(torch.hip)}"
+        )
     nvcc = find_nvcc()
     if nvcc is None:
         if wanted == "on":
@@ -208,6 +212,26 @@ def driver_problem(driver: str | None, made_with: str) -> str | None:
         f"driver {driver} is too old for code made with CUDA {made_with}, which needs {wanted} or later: update the driver, or "
         f"take the wheel of an older CUDA ({help_at('cuda-12-and-cuda-13')})"
     )
+
+
+def torch_problem(driver: str | None, cuda: str | None, *, windows: bool = False) -> str | None:
+    """What to do about a torch that cannot use a GPU under this driver: one without CUDA, or with a newer CUDA than the driver's.
+
+    >>> torch_problem("580.65", None)
+    'this torch was made without CUDA: pip install --force-reinstall torch'
+    """
+    newest = version_tuple(driver or "")[0] >= MINIMUM_DRIVERS[13]
+    command = "pip install --force-reinstall torch"
+    # PyPI's torch is made with CUDA 13 for Linux and without CUDA for Windows.
+    if windows or not newest:
+        command += f" --index-url https://download.pytorch.org/whl/{'cu130' if newest else 'cu128'}"
+    if cuda is None:
+        return f"this torch was made without CUDA: {command}"
+    wanted = MINIMUM_DRIVERS.get(version_tuple(cuda)[0])
+    found = version_tuple(driver or "")[0]
+    if wanted is None or found == 0 or found >= wanted:
+        return None
+    return f"driver {driver} is too old for torch's CUDA {cuda}, which needs {wanted} or later: update the driver, or {command}"
 
 
 def serves(archs: list[str], number: int) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
-from nybble.build.cuda import DEFAULT, MINIMUM_DRIVERS
+from nybble.build.cuda import DEFAULT, MINIMUM_CUDA, MINIMUM_DRIVERS, OLDER
 from nybble.build.sources import TORCH_TARGET
 from nybble.build.toolchain import version_tuple
 
 UBUNTU, WINDOWS = "ubuntu-22.04", "windows-2022"
-LOWEST_ARCH = DEFAULT[0]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 ANY_PYTHON, ANY_TORCH = "3.10+", f"{TORCH_TARGET}+"
 
@@ -73,6 +72,12 @@ class Line:
         """Oldest driver that runs its code."""
         return str(MINIMUM_DRIVERS[version_tuple(self.cuda)[0]])
 
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """What its nvcc makes code for, and PTX of the newest for GPUs to come."""
+        older = OLDER if version_tuple(self.cuda) < (13, 0) else ()
+        return (*older, *DEFAULT[:-1], f"{DEFAULT[-1]}+PTX")
+
 
 # A driver runs what toolkits of its own and of earlier major versions made (docs/install.md gives the source).
 LINES = (
@@ -102,7 +107,6 @@ def current() -> list[Row]:
     >>> [row.local for row in current() if row.platform == "win_amd64"]
     ['', '+cu130']
     """
-    archs = (*DEFAULT[:-1], f"{DEFAULT[-1]}+PTX")
     rows = [
         Row(
             "wheel",
@@ -110,7 +114,7 @@ def current() -> list[Row]:
             ANY_PYTHON,
             ANY_TORCH,
             cuda=line.cuda,
-            archs=archs,
+            archs=line.archs,
             platform=platform.tag,
             driver=line.driver,
             local=line.local,
@@ -189,18 +193,17 @@ def local_version(torch: str, cuda: str = "", rocm: str = "") -> str:
     return f"+{toolkit_tag(cuda, rocm)}-torch{torch}"
 
 
-def _blocked(torch: str, rocm: str, archs: Iterable[str]) -> str:
+def _blocked(torch: str, cuda: str, rocm: str) -> str:
     """Why today's sources cannot be built for a classic wheel."""
     found = []
     if rocm:
-        found.append("the GPU kernels are CUDA only, there is no HIP build")
+        found.append(
+            "there is no HIP build: the kernels without tensor cores compile, none was run"
+        )
     if version_tuple(torch) < version_tuple(TORCH_TARGET):
         found.append(f"the library builds against torch {TORCH_TARGET} or later only")
-    old = [arch for arch in archs if float(arch.removesuffix("+PTX")) < float(LOWEST_ARCH)]
-    if old:
-        found.append(
-            f"kernels start at compute capability {LOWEST_ARCH}, so none for {' '.join(old)}"
-        )
+    if cuda and version_tuple(cuda) < MINIMUM_CUDA:
+        found.append(f"the kernels need CUDA {MINIMUM_CUDA[0]}.{MINIMUM_CUDA[1]} or later")
     return "; ".join(found)
 
 
@@ -233,7 +236,7 @@ def _classic(
         platform="linux_x86_64" if system == UBUNTU else "win_amd64",
         local=local_version(torch, cuda, rocm),
         note=note,
-        blocked=_blocked(torch, rocm, archs),
+        blocked=_blocked(torch, cuda, rocm),
         served=_served(system, torch, rocm),
     )
 
@@ -265,15 +268,14 @@ def classic() -> list[Row]:
 
 
 def buildable_part(row: Row) -> Row:
-    """A classic CUDA row without its architectures that no kernel is made for; one for ROCm comes back as it was.
+    """A classic row with CUDA 12 as it can be built, against another torch; one with ROCm or CUDA 11 comes back as it was.
 
-    >>> [row.archs for row in map(buildable_part, classic()) if row.cuda == "12.8.1"][0]
-    ('7.5', '8.0', '8.6', '8.9', '9.0', '10.0', '12.0+PTX')
+    >>> {row.cuda for row in map(buildable_part, classic()) if row.cuda and not row.blocked} == {"12.1.0", "12.4.0", "12.8.1"}
+    True
     """
-    if row.rocm:
+    if row.rocm or version_tuple(row.cuda) < MINIMUM_CUDA:
         return row
-    archs = tuple(a for a in row.archs if float(a.removesuffix("+PTX")) >= float(LOWEST_ARCH))
-    return replace(row, archs=archs, blocked="")
+    return replace(row, blocked="")
 
 
 def as_data(rows: Iterable[Row]) -> list[dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -49,6 +50,45 @@ def examine() -> dict[str, Any]:
     import torch
 
     from nybble import env as settings
+    from nybble.build import toolchain
+
+    library = examine_library()
+    gpus = examine_gpus(library)
+    driver = first_line(
+        toolchain.output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    )
+    tools, unfit = examine_tools()
+    fixes = library_fixes(library) + gpu_fixes(library, gpus, driver)
+    # What is built already needs none of these.
+    if library["path"] is None or not all(gpu["code"] for gpu in gpus):
+        fixes += unfit
+        if gpus and torch.version.cuda and tools["nvcc"]["path"] is None:
+            fix = "install the CUDA toolkit and set CUDA_HOME to its folder"
+            fixes.append({"missing": "nvcc", "fix": fix})
+    cache = settings.cache_dir() / "native"
+    entries = [p for p in cache.glob("*/*nybble*") if p.is_file()]
+    return {
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "torch": {
+            "version": torch.__version__,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+        },
+        "driver": driver,
+        "gpus": gpus,
+        **tools,
+        "library": library,
+        "cache": {
+            "path": str(cache),
+            "libraries": len(entries),
+            "bytes": sum(p.stat().st_size for p in entries),
+        },
+        "fixes": fixes,
+    }
+
+
+def examine_tools() -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """What a build would use, and what it would miss."""
     from nybble.build import cuda, toolchain
     from nybble.errors import NybbleError
 
@@ -66,7 +106,6 @@ def examine() -> dict[str, Any]:
     installed = None
     try:
         installed = toolchain.find_torch()
-        cuda.refuse_rocm(installed)
     except NybbleError as error:
         fixes.append({"missing": "a torch to build the library with", "fix": str(error)})
     nvcc, nvcc_version = None, None
@@ -76,34 +115,7 @@ def examine() -> dict[str, Any]:
             nvcc_version = ".".join(map(str, cuda.check_nvcc(nvcc, installed)))
     except NybbleError as error:
         fixes.append({"missing": "a CUDA compiler that fits", "fix": str(error)})
-
-    library = examine_library(fixes)
-    gpus = examine_gpus(library, fixes)
-    driver = first_line(
-        toolchain.output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    )
-    too_old = cuda.driver_problem(driver, library["info"].get("cuda", ""))
-    if too_old is not None:
-        fixes.append({"missing": "a driver that is new enough", "fix": too_old})
-    if gpus and torch.version.cuda is None:
-        fixes.append(
-            {"missing": "a torch for the GPU", "fix": "pip install --force-reinstall torch"}
-        )
-    if gpus and torch.version.cuda and nvcc is None:
-        fixes.append(
-            {"missing": "nvcc", "fix": "install the CUDA toolkit and set CUDA_HOME to its folder"}
-        )
-    cache = settings.cache_dir() / "native"
-    entries = [p for p in cache.glob("*/*nybble*") if p.is_file()]
-    return {
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "torch": {
-            "version": torch.__version__,
-            "cuda": torch.version.cuda,
-            "hip": torch.version.hip,
-        },
-        "driver": driver,
-        "gpus": gpus,
+    tools = {
         "compiler": {
             "path": text(compiler),
             "version": first_line(toolchain.output_of(compiler, "--version")) if compiler else None,
@@ -111,14 +123,45 @@ def examine() -> dict[str, Any]:
         "cmake": text(cmake),
         "ninja": text(ninja),
         "nvcc": {"path": text(nvcc), "version": nvcc_version},
-        "library": library,
-        "cache": {
-            "path": str(cache),
-            "libraries": len(entries),
-            "bytes": sum(p.stat().st_size for p in entries),
-        },
-        "fixes": fixes,
     }
+    return tools, fixes
+
+
+def library_fixes(library: dict[str, Any]) -> list[dict[str, str]]:
+    """Why no library serves, where none does."""
+    if library["origin"] == "none":
+        return [{"missing": "a sound setting", "fix": library["reason"]}]
+    if library["path"] is None:
+        return [{"missing": "the native library", "fix": library["reason"]}]
+    return []
+
+
+def gpu_fixes(
+    library: dict[str, Any], gpus: list[dict[str, Any]], driver: str | None
+) -> list[dict[str, str]]:
+    """What keeps the GPUs here from being used: the driver, torch, or a library without code for them."""
+    import torch
+
+    from nybble.build import cuda
+
+    fixes = []
+    if torch.version.hip:
+        fixes.append({"missing": "kernels for ROCm", "fix": cuda.rocm_advice(torch.version.hip)})
+    too_old = cuda.driver_problem(driver, library["info"].get("cuda", ""))
+    if too_old is not None:
+        fixes.append({"missing": "a driver that is new enough", "fix": too_old})
+    if gpus:
+        found = cuda.torch_problem(driver, torch.version.cuda, windows=sys.platform == "win32")
+        if found is not None:
+            missing = (
+                "a torch that fits the driver" if torch.version.cuda else "a torch for the GPU"
+            )
+            fixes.append({"missing": missing, "fix": found})
+    for gpu in gpus:
+        if not gpu["code"]:
+            fix = f"TORCH_CUDA_ARCH_LIST={gpu['arch']} NYBBLE_CUDA=on nybble build --clean"
+            fixes.append({"missing": f"code for {gpu['name']} ({gpu['arch']})", "fix": fix})
+    return fixes
 
 
 def text(value: object) -> str | None:
@@ -129,7 +172,7 @@ def first_line(value: str | None) -> str | None:
     return value.splitlines()[0] if value else None
 
 
-def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
+def examine_library() -> dict[str, Any]:
     """What serves the ops; loads the library the way the first op would."""
     import warnings
 
@@ -141,7 +184,6 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # its text is in the report
             state = _native.ensure_loaded()
     except SettingError as error:
-        fixes.append({"missing": "a sound setting", "fix": str(error)})
         return {
             "path": None,
             "origin": "none",
@@ -151,8 +193,6 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
             "info": {},
             "ops": {},
         }
-    if state.path is None:
-        fixes.append({"missing": "the native library", "fix": state.reason})
     native = {op: _native.native_devices(op) for op in _schema.SCHEMAS}
     ops = {
         op: {device: "native" if device in devices else "reference" for device in ("CPU", "CUDA")}
@@ -169,7 +209,7 @@ def examine_library(fixes: list[dict[str, str]]) -> dict[str, Any]:
     }
 
 
-def examine_gpus(library: dict[str, Any], fixes: list[dict[str, str]]) -> list[dict[str, Any]]:
+def examine_gpus(library: dict[str, Any]) -> list[dict[str, Any]]:
     """Each GPU by the driver's tool, and whether the library holds code for it."""
     from nybble.build import cuda, toolchain
 
@@ -186,9 +226,6 @@ def examine_gpus(library: dict[str, Any], fixes: list[dict[str, str]]) -> list[d
         number = int(major) * 10 + int(minor)
         served = cuda.serves(library["info"].get("cuda_archs", []), number)
         gpus.append({"name": name.strip(), "arch": f"{major}.{minor}", "code": served})
-        if not served:
-            fix = f"TORCH_CUDA_ARCH_LIST={major}.{minor} NYBBLE_CUDA=on nybble build --clean"
-            fixes.append({"missing": f"code for {name.strip()} ({major}.{minor})", "fix": fix})
     return gpus
 
 
@@ -204,7 +241,8 @@ def show(report: dict[str, Any]) -> None:
     library, torch = report["library"], report["torch"]
     compiler, nvcc = report["compiler"], report["nvcc"]
     table.add_row("system", report["system"])
-    table.add_row("torch", f"{torch['version']}, CUDA {torch['cuda'] or 'none'}")
+    toolkit = f"ROCm {torch['hip']}" if torch["hip"] else f"CUDA {torch['cuda'] or 'none'}"
+    table.add_row("torch", f"{torch['version']}, {toolkit}")
     table.add_row("driver", report["driver"] or "none")
     for gpu in report["gpus"]:
         code = "has code for it" if gpu["code"] else "has no code for it"

@@ -41,9 +41,10 @@ def _show_current(console: Console, rows: list[matrix.Row]) -> None:
         table.add_row(row.name, row.system, row.torch, driver, row.cuda or "none")
     console.print(table, soft_wrap=False)
     console.print(f"\n{len(rows)} artefacts, for Python 3.10 and later.")
-    console.print(f"GPU architectures: {' '.join(rows[0].archs)}.")
-    for toolkit, note in dict.fromkeys((row.cuda, row.note) for row in rows):
+    for toolkit, note, archs in dict.fromkeys((row.cuda, row.note, row.archs) for row in rows):
         console.print(f"{f'CUDA {toolkit}' if toolkit else 'sdist'}: {note}.")
+        if archs:
+            console.print(f"  GPU architectures: {' '.join(archs)}.")
 
 
 def _show_classic(console: Console, rows: list[matrix.Row]) -> None:

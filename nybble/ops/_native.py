@@ -193,8 +193,10 @@ def _take_into_use(path: Path) -> str:
     global _kernels
     _kernels = torch.library.Library("nybble", "IMPL")
     functions = Library(path)
+    # A torch for ROCm calls its device CUDA too.
+    devices = ("CPU", "CUDA") if torch.version.cuda else ("CPU",)
     for op in SCHEMAS:
-        for device in ("CPU", "CUDA"):
+        for device in devices:
             kernel = functions.kernel(op, device)
             if kernel is not None:
                 _kernels.impl(op, kernel, device)

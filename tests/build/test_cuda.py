@@ -67,6 +67,32 @@ def test_a_hot_unit_must_not_spill(tmp_path: Path) -> None:
     assert list(folder.rglob("cold.cu.o"))
 
 
+ERRORS = """\
+#include <cstdio>
+#include "cuda/common/launch.cuh"
+int main() {
+  using nybble::cuda::status;
+  for (int error : {0, 35, 209, 222, 2}) {
+    const char* text = status(static_cast<cudaError_t>(error)).error;
+    std::printf("%s\\n", text == nullptr ? "" : text);
+  }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+def test_errors_of_drivers_and_architectures_name_doctor(tmp_path: Path) -> None:
+    """CUDA's own words, "no kernel image", tell nobody what to do."""
+    (tmp_path / "errors.cu").write_text(ERRORS)
+    command = ["nvcc", "-std=c++17", "-cudart", "static", f"-I{sources.CHECKOUT}", "errors.cu"]
+    subprocess.run([*command, "-o", "errors"], cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([tmp_path / "errors"], check=True, capture_output=True, text=True)
+    good, driver, image, ptx, other = done.stdout.split("\n")[:5]
+    assert good == "" and other == "out of memory"
+    assert "driver is older" in driver and "nybble doctor" in driver
+    assert "no code for this GPU" in image and image == ptx and "nybble doctor" in image
+
+
 def test_the_default_list_has_hoppers_own_instructions() -> None:
     assert "90a-real" in [
         name for a in cuda.parse_arch_list(" ".join(cuda.DEFAULT)) for name in a.cmake()

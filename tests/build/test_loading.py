@@ -171,3 +171,17 @@ def test_doctor_env() -> None:
     assert rows["NYBBLE_VERBOSE"]["set"] == "1"
     assert rows["NYBBLE_NOCOMPILE"]["aliases"] == ["EXLLAMA_NOCOMPILE"]
     assert python("-m", "nybble", "doctor", "--env").returncode == 0
+
+
+@pytest.mark.parametrize("c_interface", ["0", "1"])
+def test_a_torch_without_cuda_gets_no_cuda_kernels(c_interface: str) -> None:
+    """A torch for ROCm calls its device CUDA too: a wheel's CUDA kernels were registered for its tensors."""
+    state = _native.ensure_loaded()
+    if torch.version.cuda or not state.info.get("cuda_archs"):
+        pytest.skip("needs a library with a CUDA part and a torch without")
+    script = (
+        "from nybble.ops import _native; _native.ensure_loaded(); "
+        "print(_native.native_devices('rms_norm'))"
+    )
+    done = python("-c", script, NYBBLE_LIBRARY=str(state.path), NYBBLE_C_INTERFACE=c_interface)
+    assert done.stdout.strip() == "['CPU']", done.stderr

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import nybble
-from nybble.build import matrix, sources
+from nybble.build import cuda, matrix, sources
 from nybble.cli import main
 
 UBUNTU, WINDOWS = "ubuntu-22.04", "windows-2022"
@@ -75,7 +75,7 @@ def test_each_row_says_why_it_cannot_be_built() -> None:
     for row in matrix.classic():
         assert ("against torch 2.10 or later" in row.blocked) == (row.kind == "wheel")
         assert ("there is no HIP build" in row.blocked) == bool(row.rocm)
-        assert ("none for 6.0 6.1 7.0" in row.blocked) == bool(row.cuda)
+        assert ("need CUDA 12.0 or later" in row.blocked) == (row.cuda == "11.8.0")
         # What serves instead is a wheel we ship, for the same system.
         assert bool(row.served) == bool(row.blocked)
         if row.served:
@@ -105,7 +105,20 @@ def test_what_we_ship() -> None:
     # PyPI takes no local version, and one file for each platform tag.
     public = [row.platform for row in wheels if not row.local]
     assert len(public) == len(set(public)) == len(platforms)
-    assert all(row.archs[0] == "7.5" and row.archs[-1] == "12.0+PTX" for row in wheels)
+    assert all(row.archs[-1] == "12.0+PTX" for row in wheels)
+    # nvcc 13 makes no code for Pascal and Volta.
+    assert {row.archs[0] for row in wheels if row.cuda.startswith("12")} == {"6.0"}
+    assert {row.archs[0] for row in wheels if row.cuda.startswith("13")} == {"7.5"}
+
+
+def test_a_wheel_has_code_for_every_gpu_of_the_88() -> None:
+    """The wheel that a row is told to take runs on each of the row's architectures."""
+    line = next(row for row in matrix.current() if row.kind == "wheel" and not row.local)
+    made = [name for arch in cuda.parse_arch_list(" ".join(line.archs)) for name in arch.cmake()]
+    for row in matrix.classic():
+        for arch in row.archs:
+            number = round(float(arch.removesuffix("+PTX")) * 10)
+            assert cuda.serves(made, number), arch
 
 
 @pytest.mark.parametrize("rows", [matrix.current(), matrix.classic()], ids=["current", "classic"])

@@ -35,9 +35,12 @@ def test_arch_list_refuses(text: str) -> None:
         cuda.parse_arch_list(text)
 
 
-def test_rocm_is_refused() -> None:
+def test_beside_a_torch_for_rocm_the_cpu_part_is_built() -> None:
+    """The build failed, and the CPU ran on the reference too. Asked for, kernels for its GPU are refused."""
+    torch = toolchain.Torch(Path("torch"), "2.13.0", None, "6.4")
+    assert cuda.cmake_options(torch, "auto") == ["-DNYBBLE_CUDA=OFF"]
     with pytest.raises(BuildError, match="ROCm 6.4"):
-        cuda.cmake_options(toolchain.Torch(Path("torch"), "2.13.0", None, "6.4"), "auto")
+        cuda.cmake_options(torch, "on")
 
 
 def fake_nvcc(folder: Path, version: str) -> Path:
@@ -53,8 +56,9 @@ def fake_nvcc(folder: Path, version: str) -> Path:
 
 
 def test_old_cuda_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="CUDA 11.2 .* is too old"):
-        cuda.check_nvcc(fake_nvcc(tmp_path, "11.2"), CPU_TORCH)
+    """CUDA 11.8 has no tensor maps, and another cudaGetDriverEntryPoint."""
+    with pytest.raises(BuildError, match="CUDA 11.8 .* is too old: install CUDA 12.0 or later"):
+        cuda.check_nvcc(fake_nvcc(tmp_path, "11.8"), CPU_TORCH)
 
 
 def test_other_cuda_than_torch_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import nybble
 from nybble.build import matrix
-from tools import clang_check, records, release
+from tools import hip_check, records, release
 
 EPOCH = 1_700_000_000
 METADATA = """Metadata-Version: 2.4
@@ -50,9 +50,17 @@ def vouch(wheel: Path, asked: release.Order, commit: str) -> None:
     wheel.with_name(wheel.name + ".intoto.json").write_text(json.dumps(statement))
 
 
-@pytest.mark.parametrize("module", [records, clang_check], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [records, hip_check], ids=lambda m: m.__name__)
 def test_examples(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_the_units_for_every_gpu_leave_out_only_tensor_cores() -> None:
+    """Each folder of kernels has one without them, or no other GPU could run the op."""
+    named = {unit.relative_to(hip_check.CSRC / "cuda").as_posix() for unit in hip_check.units()}
+    plain = {"attention/plain.cu", "qmatmul/simt.cu", "matmul/tiles.cu", "int8_matmul/tiles.cu"}
+    assert plain | {"paged_attention/plain.cu", "decode_attention/plain.cu", "norm.cu"} <= named
+    assert not {"attention/mma.cu", "qmatmul/few.cu", "paged_attention/q8.cu"} & named
 
 
 def test_every_row_can_be_named() -> None:
@@ -70,13 +78,15 @@ def test_a_row_that_cannot_be_built_says_what_serves_instead(
 
 
 def test_the_buildable_part_of_a_classic_row() -> None:
-    """Its local version, but not the architectures without kernels; of a row with ROCm there is no such part."""
+    """Its local version and architectures, another torch; of a row with ROCm or CUDA 11 there is no such part."""
     asked = order(Path("x"), "--partly", row="linux_x86_64-cu128-py3.12-torch2.9.0")
     assert (asked.row.blocked, asked.platform) == ("", "auto")
-    assert asked.archs == "7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
+    assert asked.archs == "6.0 6.1 7.0 7.5 8.0 8.6 8.9 9.0 10.0 12.0+PTX"
     assert release.local_version(asked) == "+cu128-torch2.9.0"
     rocm = order(Path("x"), "--partly", row="linux_x86_64-rocm6.1-py3.10-torch2.4.0")
     assert "no HIP build" in rocm.row.blocked
+    old = order(Path("x"), "--partly", row="linux_x86_64-cu118-py3.10-torch2.3.1")
+    assert "CUDA 12.0" in old.row.blocked
 
 
 def test_an_unknown_row_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +174,23 @@ def test_a_rehearsal_is_told_from_the_release() -> None:
     assert release.local_version(order(Path("x"), "--cpu", row="win_amd64-cu128")) == "+cpu"
     assert release.local_version(order(Path("x"))) == "+cu130"
     assert release.local_version(order(Path("x"), row="sdist")) == ""
+
+
+def test_a_library_of_another_toolkit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver and its SBOM would not be the row's; a rehearsal says which toolkit it takes, and is told from the release."""
+    monkeypatch.setattr(release, "library_of", lambda wheel, folder: tmp_path)
+    made = {"cuda": "12.4", "cuda_archs": ["80-real"]}
+    monkeypatch.setattr(release.sources, "read_build_info", lambda library: made)
+    monkeypatch.setattr(release, "LINUX", False)
+    asked = order(tmp_path, row="manylinux_2_28_x86_64-cu128")
+    with pytest.raises(release.ReleaseError, match=r"made with CUDA 12.4.*wants 12.8.*--toolkit"):
+        release.audit(asked, tmp_path / "x.whl", tmp_path, EPOCH)
+    other = order(tmp_path, "--toolkit", "12.4", row="manylinux_2_28_x86_64-cu128")
+    assert release.audit(other, tmp_path / "x.whl", tmp_path, EPOCH) == tmp_path / "x.whl"
+    assert release.local_version(other) == "+cu124"
+    assert other.asked != asked.asked
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,17 @@ def test_every_row_with_cuda_is_an_install_target() -> None:
         assert (row.system, row.python, row.torch, matrix.toolkit_tag(row.cuda)) in told
 
 
+def test_every_gpu_of_the_plan_is_compiled_for_at_night() -> None:
+    """nvcc 13 knows neither Pascal nor Volta, so one toolkit does not do."""
+    jobs = parsed("nightly.yml")["jobs"]
+    for job, target, toolkit in (
+        ("architectures", "cuda-all", "13-0"),
+        ("older", "cuda-older", "12-8"),
+    ):
+        scripts = " ".join(step.get("run", "") for step in jobs[job]["steps"])
+        assert f"make {target}" in scripts and f"cuda-minimal-build-{toolkit}" in scripts
+
+
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     called = [

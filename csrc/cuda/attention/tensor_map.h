@@ -3,6 +3,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include "cuda/common/older.cuh"
 #include "ops/problem.h"
 
 namespace nybble::cuda {
@@ -13,13 +14,7 @@ template <int kRank>
 Status describe_tensor(CUtensorMap& map, const void* from, const int64_t (&sizes)[kRank],
                        const int64_t (&strides)[kRank - 1], const int64_t (&box)[kRank]) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result);
-    return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : nullptr;
-  }();
+  static const auto encode = reinterpret_cast<Encode>(driver_function("cuTensorMapEncodeTiled"));
   if (encode == nullptr) return {"attention: the driver has no cuTensorMapEncodeTiled"};
   cuuint64_t size[kRank], stride[kRank - 1];
   cuuint32_t boxes[kRank], steps[kRank];

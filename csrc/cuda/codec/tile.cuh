@@ -42,34 +42,12 @@ struct TileLane {
     const uint8_t* second = tile + 128 * kFirst;
     if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
     if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
-    *this = spread();
+    spread();
   }
 
-  // From global memory that no kernel writes, past the first cache, raw: nothing waits for the words before spread().
-  // `mine` points to the lane's words; those of a second part are `second` bytes further.
-  __device__ void fetch(const uint8_t* mine, int second) {
-    if constexpr (kFirst == 4)
-      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                   : "l"(mine));
-    else if constexpr (kFirst == 2)
-      asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(mine));
-    else
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(mine));
-    if constexpr (kSecondBytes == 4)
-      asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[kFirst]) : "l"(mine + second));
-    if constexpr (kSecondBytes == 2) {
-      uint16_t half;
-      asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(mine + second));
-      word[kFirst] = half;
-    }
-  }
-
-  // With byte 1 of a word of 16 bits as byte 2, so that its halves are as those of the others.
-  __device__ TileLane spread() const {
-    TileLane out = *this;
-    if constexpr (kSecondBytes == 2) out.word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
-    return out;
+  // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
+  __device__ void spread() {
+    if constexpr (kSecondBytes == 2) word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
   }
 };
 
@@ -108,9 +86,13 @@ __host__ __device__ constexpr int shift_of(int at) {
 
 // (word & mask) | magic as the one instruction it is: left to itself, the compiler makes two of two constants.
 __device__ inline uint32_t masked(uint32_t word, uint32_t mask, uint32_t magic) {
+#ifdef __HIP__
+  return (word & mask) | magic;
+#else
   uint32_t value;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(value) : "r"(word), "r"(mask), "r"(magic));
   return value;
+#endif
 }
 
 // The pair whose codes are whole, at `kAt` in both halves of `word`, less kZero. All constants are small integers times

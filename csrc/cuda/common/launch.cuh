@@ -2,13 +2,26 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include "cuda/common/older.cuh"
 #include "ops/problem.h"
 
 namespace nybble::cuda {
 
 inline cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
-inline Status status(cudaError_t error) { return {error == cudaSuccess ? nullptr : cudaGetErrorString(error)}; }
+inline Status status(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return {};
+    case cudaErrorInsufficientDriver:
+      return {"the driver is older than this library's CUDA wants: `nybble doctor` tells what to do"};
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
+      return {"the library has no code for this GPU and driver: `nybble doctor` tells what to do"};
+    default:
+      return {cudaGetErrorString(error)};
+  }
+}
 
 // What the last launch said.
 inline Status launched() { return status(cudaGetLastError()); }
@@ -33,6 +46,11 @@ __device__ inline void let_next_begin() {
 template <typename... Parameters, typename... Arguments>
 Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
                        bool early, Arguments... arguments) {
+#ifdef __HIP__
+  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
+  kernel<<<grid, block, shared, native(stream)>>>(Parameters(arguments)...);
+  return launched();
+#else
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
   if (early) {
@@ -53,6 +71,7 @@ Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, di
   config.attrs = attributes;
   config.numAttrs = count;
   return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+#endif
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -86,6 +105,9 @@ inline Gpu gpu() {
     cudaFuncGetAttributes(&code, code_version_probe);
     const int sm = 10 * major + minor;
     g.sm = code.ptxVersion < sm ? code.ptxVersion : sm;
+#ifdef __HIP__
+    g.sm = 60;  // hip/compat.h: the code is as for it
+#endif
     g.shared_memory = shared;
     g.processors = processors;  // last: it says that the others are there
   }

@@ -26,6 +26,17 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16(v);
 }
 
+// 2^x, to two units in the last place; 0 for -infinity.
+__device__ inline float exp2_approximate(float x) {
+#ifdef __HIP__
+  return __builtin_amdgcn_exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 template <typename T>
 struct TypeTag {
   using type = T;

@@ -1,6 +1,7 @@
 // Several numbers in one access: V of them, converted to float, in pieces of 16 bytes where there are that many.
 #pragma once
 #include "cuda/common/number.cuh"
+#include "cuda/common/older.cuh"
 
 namespace nybble::cuda {
 
@@ -36,10 +37,18 @@ struct WordOf<1> {
 // and then. The compiler takes it for no access to memory and may move loads across it: a kernel doesn't read what it
 // has put.
 __device__ inline void put(uint4* p, uint4 v) {
+#ifdef __HIP__
+  *p = v;
+#else
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+#endif
 }
 __device__ inline void put(uint2* p, uint2 v) {
+#ifdef __HIP__
+  *p = v;
+#else
   asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(v.x), "r"(v.y));
+#endif
 }
 template <typename Word>
 __device__ inline void put(Word* p, Word v) {
@@ -90,20 +99,30 @@ __device__ inline void load(const T* p, float (&to)[V]) {
 // For what is read once: passes by the first cache, which then keeps what is read again.
 template <typename T, int V>
 __device__ inline Pack<T, V> load_once(const T* p) {
+#ifdef __HIP__
+  return read<T, V>(p);
+#else
   if constexpr (sizeof(Pack<T, V>) == 16) {
     Words<Pack<T, V>> all;
     uint4& w = all.word[0];
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global" NYBBLE_NO_ALLOCATE ".v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
                  : "l"(p));
     return all.pack;
   } else {
     return read<T, V>(p);
   }
+#endif
 }
 
 // Asks for the line around p to be brought into the second cache.
-__device__ inline void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+__device__ inline void prefetch(const void* p) {
+#ifdef __HIP__
+  __builtin_prefetch(p);
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
 
 template <typename T, int V>
 __device__ inline void store(T* p, const float (&from)[V]) {

@@ -19,10 +19,14 @@ template <bool kWide>
 __device__ uint4 weights_of(const int8_t* row, int64_t k, int64_t K) {
   if constexpr (kWide) {
     uint4 all{};
+#ifdef __HIP__
+    if (k < K) all = *reinterpret_cast<const uint4*>(row + k);
+#else
     if (k < K)
-      asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+      asm volatile("ld.global" NYBBLE_NO_ALLOCATE ".v4.u32 {%0,%1,%2,%3}, [%4];"
                    : "=r"(all.x), "=r"(all.y), "=r"(all.z), "=r"(all.w)
                    : "l"(row + k));
+#endif
     return all;
   } else {
     return bytes_of<false>(row, k, K);

@@ -6,21 +6,43 @@
 
 namespace nybble::cuda::int8 {
 
+// sum += the products of the four bytes of each. Before sm_61 there is no instruction for it.
+__device__ inline void add_products(int& sum, unsigned a, unsigned b) {
+#if __CUDA_ARCH__ >= 610
+  sum = __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
+#else
+#pragma unroll
+  for (int j = 0; j < 32; j += 8) sum += static_cast<int8_t>(a >> j) * static_cast<int8_t>(b >> j);
+#endif
+}
+
 // D (16 x 8) += A (16 x 32) B (32 x 8) in int32. Lane 4g + t holds, four bytes a register:
 //   a[0], a[1]  rows g and g + 8 of A, k from 4t          b[0]  column g of B, k from 4t
 //   a[2], a[3]  the same, k from 16 + 4t                  b[1]  the same, k from 16 + 4t
 //   d[0], d[1]  row g, columns 2t and 2t + 1 of D         d[2], d[3]  row g + 8
 __device__ inline void multiply_add(int (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
+#elif __CUDA_ARCH__ >= 750
 #pragma unroll
   for (int i = 0; i < 4; ++i)  // the quarters of A: rows in i % 2, k in i / 2
     asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
                  : "+r"(d[i % 2 * 2]), "+r"(d[i % 2 * 2 + 1])
                  : "r"(a[i]), "r"(b[i / 2]));
+#else
+  // No tensor cores for bytes: each lane is handed the rows and columns of its numbers.
+  const int lane = threadIdx.x % 32, group = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const unsigned row = __shfl_sync(0xffffffffu, a[i], group * 4 + k);
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        add_products(d[i % 2 * 2 + j], row, __shfl_sync(0xffffffffu, b[i / 2], (t * 2 + j) * 4 + k));
+    }
 #endif
 }
 

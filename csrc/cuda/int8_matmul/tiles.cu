@@ -18,7 +18,7 @@ __device__ int place(int row, int piece) { return row * kStep + (piece ^ (row / 
 // 16 bytes from k on of a row to shared memory; where the copy is not asynchronous it is done on return.
 template <bool kWide>
 __device__ void copy(int8_t* to, const int8_t* row, int64_t k, int64_t K) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   if constexpr (kWide) {
     const int bytes = k < K ? 16 : 0;  // what is missing of the 16 becomes zeros
     asm volatile(
@@ -32,24 +32,34 @@ __device__ void copy(int8_t* to, const int8_t* row, int64_t k, int64_t K) {
 }
 
 __device__ void close_stage() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 // Until all but the last kStages - 2 stages that were closed have arrived.
 __device__ void wait_for_stage() {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
 #endif
 }
 
 // Four 8 x 16-byte matrices, of which lane 8i + j gives the address of row j of the i-th.
 __device__ void load_matrices(unsigned (&to)[4], const int8_t* from) {
+#if __CUDA_ARCH__ >= 750
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(static_cast<unsigned>(__cvta_generic_to_shared(from)))
                : "memory");
+#else
+  const int lane = threadIdx.x % 32;
+  const auto address = reinterpret_cast<unsigned long long>(from);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto row = reinterpret_cast<const unsigned*>(__shfl_sync(0xffffffffu, address, i * 8 + lane / 4));
+    to[i] = row[lane % 4];
+  }
+#endif
 }
 
 template <int kM, bool kWide>

@@ -16,6 +16,30 @@ namespace nybble::cuda {
 template <int kBits>
 constexpr int kFewBatch = kBits == 2 ? 4 : 2;
 
+// A lane's words of a tile, from global memory that no kernel writes, past the first cache, as they lie: nothing waits
+// for them before spread(). `mine` points to the first; those of a second part are `second` bytes further.
+template <int kBits>
+__device__ __forceinline__ void fetch_words(TileLane<kBits>& t, const uint8_t* mine, int second) {
+  auto& word = t.word;
+  if constexpr (TileLane<kBits>::kFirst == 4)
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                 : "l"(mine));
+  else if constexpr (TileLane<kBits>::kFirst == 2)
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(mine));
+  else
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(mine));
+  if constexpr (TileLane<kBits>::kSecondBytes == 4)
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];"
+                 : "=r"(word[TileLane<kBits>::kFirst])
+                 : "l"(mine + second));
+  if constexpr (TileLane<kBits>::kSecondBytes == 2) {
+    uint16_t half;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(mine + second));
+    word[TileLane<kBits>::kFirst] = half;
+  }
+}
+
 // A quad in registers.
 template <int kBits, bool kZeros>
 struct QuadInRegisters {
@@ -30,7 +54,7 @@ struct QuadInRegisters {
     const int second = 128 * Tile::kFirst + lane * (Tile::kSecondBytes - 4 * Tile::kFirst);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (i < tiles) raw[i].fetch(from + i * 64 * kBits, second);
+      if (i < tiles) fetch_words(raw[i], from + i * 64 * kBits, second);
     }
   }
   // Of column lane / 4, and 8 further.
@@ -42,7 +66,11 @@ struct QuadInRegisters {
     }
   }
 
-  __device__ TileLane<kBits> tile(int i) const { return raw[i].spread(); }
+  __device__ TileLane<kBits> tile(int i) const {
+    TileLane<kBits> words = raw[i];
+    words.spread();
+    return words;
+  }
   __device__ float scale(int, int v) const { return __half2float(__ushort_as_half(scales[v])); }
   __device__ float zero(int, int v) const { return zeros[v]; }
 };

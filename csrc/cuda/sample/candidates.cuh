@@ -220,7 +220,7 @@ class Candidates {
         const bool mine = tile + lane < end;
         const u64 key = mine ? from[tile + lane] : 0;
         const unsigned d = mine ? digit(key) : kDigits;
-        const unsigned same = __match_any_sync(kFullWarp, d);
+        const unsigned same = lanes_alike(d);
         const unsigned rank = __popc(same & ((1u << lane) - 1));
         const unsigned place = mine ? at[d] + rank : 0;
         __syncwarp();

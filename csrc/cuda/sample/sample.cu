@@ -9,6 +9,7 @@
 //
 // A bin with too many candidates for that is divided again. The blocks of a cluster share a row; block 0 joins their
 // bins and searches. Mass is a whole number, so the sums are the same in every order and the token in every run.
+#include "cuda/common/number.cuh"
 #include "cuda/sample/bins.cuh"
 #include "cuda/sample/row.cuh"
 #include "ops/sample.h"
@@ -101,9 +102,7 @@ class Sampler {
   // and below: infinite logits have equal shares.
   __device__ float weight(float x) const {
     const float power = fminf((x - largest_) * doublings_a_logit_, 0.0f);
-    float w;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(w) : "f"(power));
-    return w;
+    return exp2_approximate(power);
   }
   __device__ u64 mass(float weight) const { return __float2ull_rn(weight * scale_); }
   // Never less for a smaller logit.

@@ -22,9 +22,13 @@ __device__ inline unsigned shared_address(const void* p) {
   return address;
 }
 __device__ inline unsigned shared_add(unsigned address, unsigned v) {
+#ifdef __HIP__
+  return nybble::hip::shared_add(address, v);
+#else
   unsigned old;
   asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(old) : "r"(address), "r"(v) : "memory");
   return old;
+#endif
 }
 
 struct Plus {
@@ -44,6 +48,13 @@ struct Most {
   __device__ T operator()(T a, T b) const {
     return max(a, b);
   }
+};
+
+// In shared memory, where clang takes no initial values.
+template <typename T>
+union Shelved {
+  T v;
+  __device__ Shelved() {}
 };
 
 enum class Shuffle { butterfly, up };
@@ -105,27 +116,27 @@ class Team {
   // Everybody gets the answer, joined in the same order in every run.
   template <typename T, typename Join>
   __noinline__ __device__ T reduce(T v, Join join) {
-    __shared__ T parts[2][kTeamWarps];  // in turn: nobody is two turns ahead
-    __shared__ T whole[2], answer[2];
+    __shared__ Shelved<T> parts[2][kTeamWarps];  // in turn: nobody is two turns ahead
+    __shared__ Shelved<T> whole[2], answer[2];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     turn_ ^= 1;
     v = warp_join(v, join);
-    if (lane == 0) parts[turn_][warp] = v;
+    if (lane == 0) parts[turn_][warp].v = v;
     __syncthreads();
     if (warp == 0) {
-      v = warp_join(parts[turn_][lane], join);
-      if (lane == 0) whole[turn_] = v;
+      v = warp_join(parts[turn_][lane].v, join);
+      if (lane == 0) whole[turn_].v = v;
     }
     sync();
-    if (size == 1) return whole[turn_];
+    if (size == 1) return whole[turn_].v;
     if (warp == 0) {
-      v = *in_block(&whole[turn_], lane % size);
+      v = *in_block(&whole[turn_].v, lane % size);
       for (unsigned distance = size / 2; distance > 0; distance /= 2)
         v = join(v, shuffle<Shuffle::butterfly>(v, distance));
-      if (lane == 0) answer[turn_] = v;
+      if (lane == 0) answer[turn_].v = v;
     }
     __syncthreads();
-    return answer[turn_];
+    return answer[turn_].v;
   }
 
   // Calls emit(rank, i) for the i in [begin, end) that are good(i), ranked in order of i; how many there are.
