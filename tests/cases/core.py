@@ -163,7 +163,11 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
         broad = torch.randn(70, 1010).to(dtype)
         yield qmatmul_case(f"many-odd-{dtype}", broad[:, 3:1004], m)
         m = random_packed(4096, 64, [4], group=128)
-        yield qmatmul_case(f"many-cut-{dtype}", torch.randn(40, 4096).to(dtype), m)
+        for M in (12, 30, 40, 100, 260):
+            yield qmatmul_case(f"many-cut-{dtype}-m{M}", torch.randn(M, 4096).to(dtype), m)
+        m = random_packed(1152, 48, [4], group=384, zeros=True)
+        for M in (20, 50):
+            yield qmatmul_case(f"many-runs-{dtype}-m{M}", torch.randn(M, 1152).to(dtype), m)
 
 
 def fused_qmatmul_cases() -> Iterator[Case]:

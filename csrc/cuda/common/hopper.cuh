@@ -10,12 +10,6 @@
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/cluster.cuh"
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define NYBBLE_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
-#else
-#define NYBBLE_CLUSTER(blocks)
-#endif
-
 namespace nybble::cuda {
 
 // By their addresses in shared memory: an arrival at a barrier, and the wait for a phase of this parity.
@@ -46,30 +40,11 @@ struct Barrier {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                  : "memory");
   }
-  // Of block `rank` of the cluster, the barrier at this place.
-  __device__ void arrive_at(int rank) {
-    asm volatile(
-        "{\n"
-        ".reg .b32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-        "}" ::"r"(shared_address(this)),
-        "r"(rank)
-        : "memory");
-  }
   __device__ void wait(uint32_t phase) { wait_at_barrier(shared_address(this), phase); }
 };
 
 // Other threads and the copy engine see the barriers' first state.
 __device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-
-// `bytes` (a multiple of 16) from global to shared memory, announced at `barrier`.
-__device__ inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
-}
 
 // A box of a tensor map, at (column, row).
 __device__ inline void copy_box(void* to, const void* map, int column, int row, Barrier* barrier) {
@@ -77,15 +52,6 @@ __device__ inline void copy_box(void* to, const void* map, int column, int row, 
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           shared_address(to)),
       "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
-      : "memory");
-}
-
-// The same, to the same place in all blocks of the cluster named by `ranks`, each with its own barrier there.
-__device__ inline void copy_box_to(uint16_t ranks, void* to, const void* map, int column, int row, Barrier* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
-      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(ranks)
       : "memory");
 }
 
@@ -111,14 +77,16 @@ __device__ inline uint32_t swizzled_operand(uint32_t start) { return (start & 0x
 #define NYBBLE_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define NYBBLE_D8(i) NYBBLE_D4(i), NYBBLE_D4(i + 4)
 #define NYBBLE_D32(i) NYBBLE_D8(i), NYBBLE_D8(i + 8), NYBBLE_D8(i + 16), NYBBLE_D8(i + 24)
-#define NYBBLE_PRODUCT(N, TYPE, REGISTERS, A0, A1, A2, A3, B, ...)                                \
-  asm volatile("{\n.reg .pred add;\n.reg .b64 where;\nsetp.ne.b32 add, 1, 0;\nmov.b64 where, {" B \
-               ", 0x40000040};\n"                                                                 \
-               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS     \
-               "}, "                                                                              \
-               "{" A0 ", " A1 ", " A2 ", " A3 "}, where, add, 1, 1, 0;\n}"                        \
-               : __VA_ARGS__                                                                      \
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b))
+#define NYBBLE_PRODUCT(N, TYPE, REGISTERS, A0, A1, A2, A3, B, ADD, ...)                       \
+  asm volatile("{\n.reg .pred add;\n.reg .b64 where;\nsetp.ne.b32 add, " ADD                  \
+               ", 0;\n"                                                                       \
+               "mov.b64 where, {" B                                                           \
+               ", 0x40000040};\n"                                                             \
+               "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS \
+               "}, "                                                                          \
+               "{" A0 ", " A1 ", " A2 ", " A3 "}, where, add, 1, 1, 0;\n}"                    \
+               : __VA_ARGS__                                                                  \
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(kAdd))
 #define NYBBLE_D_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NYBBLE_D_REGISTERS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NYBBLE_D_REGISTERS_64                                                                            \
@@ -139,36 +107,39 @@ __device__ inline uint32_t swizzled_operand(uint32_t start) { return (start & 0x
   "%117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // d of lane 4 g + t in warp w: d[4 j + 2 h + e] is row 16 w + 8 h + g, column 8 j + 2 t + e.
-template <typename T, int N>
+// Without kAdd what was in d is left out.
+template <typename T, int N, bool kAdd = true>
 __device__ void product(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   if constexpr (N == 16 && kHalf) {
-    NYBBLE_PRODUCT(16, "f16", NYBBLE_D_REGISTERS_16, "%8", "%9", "%10", "%11", "%12", NYBBLE_D8(0));
+    NYBBLE_PRODUCT(16, "f16", NYBBLE_D_REGISTERS_16, "%8", "%9", "%10", "%11", "%12", "%13", NYBBLE_D8(0));
   } else if constexpr (N == 16) {
-    NYBBLE_PRODUCT(16, "bf16", NYBBLE_D_REGISTERS_16, "%8", "%9", "%10", "%11", "%12", NYBBLE_D8(0));
+    NYBBLE_PRODUCT(16, "bf16", NYBBLE_D_REGISTERS_16, "%8", "%9", "%10", "%11", "%12", "%13", NYBBLE_D8(0));
   }
   if constexpr (N == 32 && kHalf) {
-    NYBBLE_PRODUCT(32, "f16", NYBBLE_D_REGISTERS_32, "%16", "%17", "%18", "%19", "%20", NYBBLE_D8(0), NYBBLE_D8(8));
+    NYBBLE_PRODUCT(32, "f16", NYBBLE_D_REGISTERS_32, "%16", "%17", "%18", "%19", "%20", "%21", NYBBLE_D8(0),
+                   NYBBLE_D8(8));
   } else if constexpr (N == 32) {
-    NYBBLE_PRODUCT(32, "bf16", NYBBLE_D_REGISTERS_32, "%16", "%17", "%18", "%19", "%20", NYBBLE_D8(0), NYBBLE_D8(8));
+    NYBBLE_PRODUCT(32, "bf16", NYBBLE_D_REGISTERS_32, "%16", "%17", "%18", "%19", "%20", "%21", NYBBLE_D8(0),
+                   NYBBLE_D8(8));
   }
   if constexpr (N == 64 && kHalf) {
-    NYBBLE_PRODUCT(64, "f16", NYBBLE_D_REGISTERS_64, "%32", "%33", "%34", "%35", "%36", NYBBLE_D32(0));
+    NYBBLE_PRODUCT(64, "f16", NYBBLE_D_REGISTERS_64, "%32", "%33", "%34", "%35", "%36", "%37", NYBBLE_D32(0));
   } else if constexpr (N == 64) {
-    NYBBLE_PRODUCT(64, "bf16", NYBBLE_D_REGISTERS_64, "%32", "%33", "%34", "%35", "%36", NYBBLE_D32(0));
+    NYBBLE_PRODUCT(64, "bf16", NYBBLE_D_REGISTERS_64, "%32", "%33", "%34", "%35", "%36", "%37", NYBBLE_D32(0));
   }
   if constexpr (N == 128 && kHalf) {
-    NYBBLE_PRODUCT(128, "f16", NYBBLE_D_REGISTERS_128, "%64", "%65", "%66", "%67", "%68", NYBBLE_D32(0),
+    NYBBLE_PRODUCT(128, "f16", NYBBLE_D_REGISTERS_128, "%64", "%65", "%66", "%67", "%68", "%69", NYBBLE_D32(0),
                    NYBBLE_D32(32));
   } else if constexpr (N == 128) {
-    NYBBLE_PRODUCT(128, "bf16", NYBBLE_D_REGISTERS_128, "%64", "%65", "%66", "%67", "%68", NYBBLE_D32(0),
+    NYBBLE_PRODUCT(128, "bf16", NYBBLE_D_REGISTERS_128, "%64", "%65", "%66", "%67", "%68", "%69", NYBBLE_D32(0),
                    NYBBLE_D32(32));
   }
   if constexpr (N == 256 && kHalf) {
-    NYBBLE_PRODUCT(256, "f16", NYBBLE_D_REGISTERS_256, "%128", "%129", "%130", "%131", "%132", NYBBLE_D32(0),
+    NYBBLE_PRODUCT(256, "f16", NYBBLE_D_REGISTERS_256, "%128", "%129", "%130", "%131", "%132", "%133", NYBBLE_D32(0),
                    NYBBLE_D32(32), NYBBLE_D32(64), NYBBLE_D32(96));
   } else if constexpr (N == 256) {
-    NYBBLE_PRODUCT(256, "bf16", NYBBLE_D_REGISTERS_256, "%128", "%129", "%130", "%131", "%132", NYBBLE_D32(0),
+    NYBBLE_PRODUCT(256, "bf16", NYBBLE_D_REGISTERS_256, "%128", "%129", "%130", "%131", "%132", "%133", NYBBLE_D32(0),
                    NYBBLE_D32(32), NYBBLE_D32(64), NYBBLE_D32(96));
   }
 }

@@ -66,8 +66,9 @@ Status qmatmul_wide(const QMatmulArgs& given, Stream stream) {
   whole_matrix(a, &m);
 #ifdef NYBBLE_SM90A
   if (is_hopper()) {
-    const bool zeros = a.zeros != nullptr;
-    if (a.x_dtype == DType::f16) return (zeros ? wide_sm90_f16_zeros : wide_sm90_f16)(a, m, stream);
+    const bool half = a.x_dtype == DType::f16, zeros = a.zeros != nullptr;
+    if (!in_runs(m, a.M)) return (half ? wide_sm90_f16_mixed : wide_sm90_bf16_mixed)(a, m, stream);
+    if (half) return (zeros ? wide_sm90_f16_zeros : wide_sm90_f16)(a, m, stream);
     return (zeros ? wide_sm90_bf16_zeros : wide_sm90_bf16)(a, m, stream);
   }
 #endif

@@ -75,27 +75,51 @@ struct Plan {
   int stages;  // of a tile
   int tiles;
   int row_tiles, column_tiles;
+  int split;  // not 1: each tile is the work of a cluster of so many blocks, each of which has a stretch of its stages
 
   __host__ __device__ int share(int cta) const {  // the first of its stages of the rest
     return static_cast<int>(static_cast<int64_t>(cta) * rest * stages / ctas);
   }
 };
 
-// `most` is how many blocks the GPU runs at once. The tiles of the last turn are cut where that is sooner done, into
-// shares of 512 k or more; to add up the pieces takes about as long as 512 k.
-inline Plan make_plan(int64_t row_tiles, int64_t column_tiles, int stages, int stage_k, int most) {
-  const int few = 512 / stage_k;
+// What it takes to add up the pieces of tiles by a second kernel, or the sums of a cluster, as k that take as long.
+struct Extra {
+  int pieces, exchange;
+};
+
+// The k that a block goes through one after the other.
+inline int64_t cost_of(const Plan& p, int stage_k, const Extra& extra) {
+  if (p.split > 1) return static_cast<int64_t>((p.stages + p.split - 1) / p.split) * stage_k + extra.exchange;
+  if (p.rest == 0) return static_cast<int64_t>(p.whole) * p.stages * stage_k;
+  return static_cast<int64_t>(p.tiles) * p.stages * stage_k / p.ctas + extra.pieces;
+}
+
+// All tiles whole, in turns; `most` is how many blocks the GPU runs at once.
+inline Plan whole_plan(int64_t row_tiles, int64_t column_tiles, int stages, int most) {
   Plan p{};
+  p.split = 1;
   p.row_tiles = static_cast<int>(row_tiles), p.column_tiles = static_cast<int>(column_tiles), p.stages = stages;
   p.tiles = p.row_tiles * p.column_tiles;
-  p.whole = p.tiles / most, p.rest = p.tiles % most;
-  const int64_t shares = std::min<int64_t>(most, static_cast<int64_t>(p.rest) * stages / few);
-  p.ctas = p.whole > 0 ? most : static_cast<int>(std::max<int64_t>(p.rest, shares));
-  const int64_t turns = p.whole + (p.rest > 0 ? 1 : 0), cut = static_cast<int64_t>(p.tiles) * stages / p.ctas + few;
-  if (p.rest == p.ctas || cut >= turns * stages) {
-    if (p.whole == 0) p.ctas = p.rest;
-    p.whole = static_cast<int>(turns), p.rest = 0;
-  }
+  p.whole = (p.tiles + most - 1) / most;
+  p.ctas = std::min(p.tiles, most);
+  return p;
+}
+
+// The tiles of the last turn are cut where that is sooner done, into shares of 512 k or more.
+inline Plan make_plan(int64_t row_tiles, int64_t column_tiles, int stages, int stage_k, int most, const Extra& extra) {
+  const Plan whole = whole_plan(row_tiles, column_tiles, stages, most);
+  Plan cut = whole;
+  cut.whole = cut.tiles / most, cut.rest = cut.tiles % most;
+  const int64_t shares = std::min<int64_t>(most, static_cast<int64_t>(cut.rest) * stages * stage_k / 512);
+  cut.ctas = cut.whole > 0 ? most : static_cast<int>(std::max<int64_t>(cut.rest, shares));
+  const bool sooner = cost_of(cut, stage_k, extra) < cost_of(whole, stage_k, extra);
+  return cut.rest != cut.ctas && sooner ? cut : whole;
+}
+
+// Each tile by a cluster of `split` blocks.
+inline Plan split_plan(const Plan& whole, int split) {
+  Plan p = whole;
+  p.split = split, p.ctas = p.tiles * split, p.whole = 1, p.rest = 0;
   return p;
 }
 
@@ -133,6 +157,11 @@ struct Works {
 
   __device__ Works(const Plan& p, int c) : plan(p), cta(c), at(p.share(c)), past(p.share(c + 1)) {}
   __device__ bool next(Work* w) {
+    if (plan.split > 1) {
+      const int rank = cta % plan.split;
+      *w = {cta / plan.split, rank * plan.stages / plan.split, (rank + 1) * plan.stages / plan.split, -1};
+      return turn++ == 0;
+    }
     if (turn < plan.whole && plan.ctas * turn + cta < plan.tiles) {
       *w = {plan.ctas * turn++ + cta, 0, plan.stages, -1};
       return true;

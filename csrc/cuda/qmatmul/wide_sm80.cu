@@ -51,16 +51,16 @@ struct Cursor {
   }
 };
 
-template <typename T, int kRows, bool kZeros>
+template <typename T, int kRows>
 __global__ void __launch_bounds__(kThreads, resident_of(kRows))
-    wide_kernel(const __grid_constant__ Matrix m,     //
-                const __grid_constant__ Shape shape,  //
-                const T* x,                           // [M, K], 16-byte aligned rows
-                int64_t x_stride,                     //
-                const Plan plan,                      //
-                const Output<T> o,                    //
-                float4* pieces) {                     // sums of pieces of tiles, see add_pieces_kernel
-#if __CUDA_ARCH__ >= 800
+    wide_kernel(const __grid_constant__ Matrix m,                //
+                const __grid_constant__ Shape shape,             //
+                const T* x,                                      // [M, K], 16-byte aligned rows
+                int64_t x_stride,                                //
+                const Plan plan,                                 //
+                const Output<T> o,                               //
+                float4* pieces) {                                // sums of pieces of tiles, see add_pieces_kernel
+#if __CUDA_ARCH__ >= 800 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)  // what is made for Hopper has its own
   extern __shared__ __align__(128) uint8_t memory[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int NB = (m.N + kTileColumns - 1) / kTileColumns;
@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(kThreads, resident_of(kRows))
 #pragma unroll
         for (int c = 0; c < kBlocks * 4 * 8; c += 32)
           if (c + lane < blocks * 4 * s.bits) copy_16(to + 16 * c, own_weight[b] + at + 16 * c);
-        if (i < blocks && half < (kZeros ? 4 : 2)) {
+        if (i < blocks && half < (m.zeros != nullptr ? 4 : 2)) {
           const int64_t from = (own_group[b] + group) * kTileColumns;
           const int number = (i * kColumnBlocks + block) * kTileColumns;
           if (half < 2) copy_16(stage + shape.scale_at + 2 * number + 16 * half, m.scales + from + 8 * half);
-          if (kZeros) copy_16(stage + shape.zero_at + 4 * number + 16 * half, m.zeros + from + 4 * half);
+          if (m.zeros != nullptr) copy_16(stage + shape.zero_at + 4 * number + 16 * half, m.zeros + from + 4 * half);
         }
       }
       loading.advance(m, 1);
@@ -139,10 +139,16 @@ __global__ void __launch_bounds__(kThreads, resident_of(kRows))
             const int block = warp + kWarps * b, at = (kb * kColumnBlocks + block) * kTileColumns;
             TileLane<kBits> words;
             words.load(stage + shape.weight_at + (block * kBlocks + kb) * 64 * kBits, lane);
+            const auto* scales = reinterpret_cast<const __half*>(stage + shape.scale_at) + at;
+            const auto* zeros = reinterpret_cast<const float*>(stage + shape.zero_at) + at;
             Numbers numbers;
-            numbers.load<kZeros>(reinterpret_cast<const __half*>(stage + shape.scale_at) + at,
-                                 reinterpret_cast<const float*>(stage + shape.zero_at) + at);
-            decode_scaled<T, kBits, kZeros>(words, numbers, a[b]);
+            if (m.zeros != nullptr) {
+              numbers.load<true>(scales, zeros);
+              decode_scaled<T, kBits, true>(words, numbers, a[b]);
+            } else {
+              numbers.load<false>(scales, zeros);
+              decode_scaled<T, kBits, false>(words, numbers, a[b]);
+            }
           }
         });
 #pragma unroll
@@ -176,18 +182,18 @@ int rows_of(const QMatmulArgs& a) { return a.M <= 16 ? 16 : a.M <= 32 ? 32 : a.M
 Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
   const int rows = rows_of(a);
   return make_plan((a.M + rows - 1) / rows, (a.N + kColumns - 1) / kColumns, stages_of(m, kBlocks), kBlocks * kTileRows,
-                   gpu().processors * resident_of(rows));
+                   gpu().processors * resident_of(rows), {512, 0});
 }
 
-template <typename T, int kRows, bool kZeros>
+template <typename T, int kRows>
 Status launch_wide(const QMatmulArgs& a, const Matrix& m, Stream stream) {
   Shape shape{};
   shape.weight_at = kRows * 128;
   shape.scale_at = shape.weight_at + kColumnBlocks * kBlocks * 64 * widest_of(m);
   shape.zero_at = shape.scale_at + kColumnBlocks * kBlocks * 32;
-  shape.stage_bytes = shape.zero_at + (kZeros ? kColumnBlocks * kBlocks * 64 : 0);
+  shape.stage_bytes = shape.zero_at + (m.zeros != nullptr ? kColumnBlocks * kBlocks * 64 : 0);
   const int shared = kStages * shape.stage_bytes;
-  const auto kernel = wide_kernel<T, kRows, kZeros>;
+  const auto kernel = wide_kernel<T, kRows>;
   if (const Status set = status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
       !set.ok())
     return set;
@@ -201,19 +207,15 @@ Status launch_wide(const QMatmulArgs& a, const Matrix& m, Stream stream) {
 
 template <typename T>
 Status launch_for_rows(const QMatmulArgs& a, const Matrix& m, Stream stream) {
-  const auto launch_rows = [&](auto rows) {
-    constexpr int kRows = decltype(rows)::value;
-    return m.zeros == nullptr ? launch_wide<T, kRows, false>(a, m, stream) : launch_wide<T, kRows, true>(a, m, stream);
-  };
   switch (rows_of(a)) {
     case 16:
-      return launch_rows(std::integral_constant<int, 16>{});
+      return launch_wide<T, 16>(a, m, stream);
     case 32:
-      return launch_rows(std::integral_constant<int, 32>{});
+      return launch_wide<T, 32>(a, m, stream);
     case 64:
-      return launch_rows(std::integral_constant<int, 64>{});
+      return launch_wide<T, 64>(a, m, stream);
   }
-  return launch_rows(std::integral_constant<int, 128>{});
+  return launch_wide<T, 128>(a, m, stream);
 }
 
 }  // namespace

@@ -1,16 +1,21 @@
-// float16 activations, no zeros in the matrix: one of four units, for each has many kernels to compile.
+// float16 activations, no zeros in the matrix, which is in runs: one of six units, for each has many kernels to
+// compile.
 #ifdef NYBBLE_SM90A
 #include "cuda/qmatmul/wide_sm90_launch.cuh"
 
 namespace nybble::cuda {
 
 Status wide_sm90_f16(const QMatmulArgs& a, const Matrix& m, Stream stream) {
-  return wide::wide_sm90<__half, false>(a, m, stream);
+  return wide::wide_in_runs<__half, false>(a, m, stream);
 }
 
+// The tiles' sizes are those of every type.
 int64_t wide_sm90_scratch_bytes(const QMatmulArgs& a, const Matrix& m) {
-  const wide::Choice c = wide::sm90_choice(a, m);
-  return wide::piece_bytes(wide::sm90_plan(a, m), static_cast<int64_t>(c.rows) * c.columns * c.cluster);
+  const auto bytes = [&](auto tile, auto) {
+    using Tile = decltype(tile);
+    return wide::piece_bytes(wide::plan_of<Tile>(a, m), static_cast<int64_t>(Tile::kRows) * Tile::kColumns);
+  };
+  return in_runs(m, a.M) ? wide::with_run_tile<__half>(a.M, bytes) : wide::with_mixed_tile<__half>(a.M, bytes);
 }
 
 }  // namespace nybble::cuda

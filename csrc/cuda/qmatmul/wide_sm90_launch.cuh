@@ -7,6 +7,8 @@
 
 namespace nybble::cuda::wide {
 
+constexpr int kMaxSplit = 8;  // blocks of a cluster, what any GPU takes
+
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                                  const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
                                  CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
@@ -30,42 +32,45 @@ inline bool describe_box(CUtensorMap* map, CUtensorMapDataType type, int bytes, 
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-// Whether every stage is full, of 4 bits and in one group (or in two, one for each half): what most matrices are, and
-// what has kernels of its own.
-inline bool is_plain(const Matrix& m, int blocks, int halves) {
-  for (int i = 0; i < m.segments; ++i) {
-    const Segment& s = m.segment[i];
-    if (s.bits != 4 || s.count % blocks != 0 || (s.per % blocks != 0 && s.per * halves != blocks)) return false;
-  }
-  return true;
+// Calls body(tile, narrow) with the tile for so many rows of a matrix in runs, and one of half its columns for
+// matrices with too few tiles for the GPU (16 and 256 rows: the same).
+template <typename T, typename Body>
+auto with_run_tile(int64_t rows, Body body) {
+  if (rows <= 16) return body(WarpTile<T, 16, 8, true>{}, WarpTile<T, 16, 8, true>{});
+  if (rows <= 32) return body(RunTile<T, 4, 1, 32, 8, 4>{}, RunTile<T, 2, 1, 32, 8, 4>{});
+  if (rows <= 64) return body(RunTile<T, 4, 1, 64, 8, 4>{}, RunTile<T, 2, 1, 64, 8, 4>{});
+  if (rows <= 128) return body(RunTile<T, 2, 2, 128, 4, 1>{}, RunTile<T, 2, 1, 128, 4, 4>{});
+  return body(RunTile<T, 2, 1, 256, 4, 1>{}, RunTile<T, 2, 1, 256, 4, 1>{});
 }
 
-// The tile; its other numbers follow, see wide_sm90().
-struct Choice {
-  int rows, columns, blocks;
-  int cluster;
-  bool warps;  // a WarpTile
-  bool plain;
-};
-
-inline Choice sm90_choice(const QMatmulArgs& a, const Matrix& m) {
-  Choice c{};
-  c.rows = a.M <= 16 ? 16 : a.M <= 32 ? 32 : a.M <= 64 ? 64 : a.M <= 128 ? 128 : 256;
-  c.columns = c.rows > 128 ? 128 : 256;
-  // 17 to 32 rows, plain, half, no zeros, H200: 50 to 54 us by wgmma, 54 to 56 by mma.sync; the others were not
-  // compared
-  c.warps = c.rows <= 32 && !(c.rows == 32 && a.x_dtype == DType::f16 && a.zeros == nullptr && is_plain(m, 4, 1));
-  c.plain = c.warps ? is_plain(m, 8, 2) : is_plain(m, 4, 1);
-  c.blocks = c.plain ? (c.warps ? 8 : 4) : c.rows <= 64 ? 4 : 2;
-  c.cluster = c.rows <= 32 || (c.plain && c.rows <= 128) ? 1 : 2;
-  return c;
+// The same for any matrix.
+template <typename T, typename Body>
+auto with_mixed_tile(int64_t rows, Body body) {
+  if (rows <= 16) return body(WarpTile<T, 16, 4, false>{}, WarpTile<T, 16, 4, false>{});
+  if (rows <= 32) return body(WarpTile<T, 32, 4, false>{}, WarpTile<T, 32, 4, false>{});
+  if (rows <= 64) return body(MixedTile<T, 4, 1, 64, 4, 4>{}, MixedTile<T, 4, 1, 64, 4, 4>{});
+  if (rows <= 128) return body(MixedTile<T, 4, 1, 128, 2, 2>{}, MixedTile<T, 4, 1, 128, 2, 2>{});
+  return body(MixedTile<T, 2, 1, 256, 2, 2>{}, MixedTile<T, 2, 1, 256, 2, 2>{});
 }
 
-inline Plan sm90_plan(const QMatmulArgs& a, const Matrix& m) {
-  const Choice c = sm90_choice(a, m);
-  const int columns = c.columns * c.cluster;
-  return make_plan((a.M + c.rows - 1) / c.rows, (a.N + columns - 1) / columns, stages_of(m, c.blocks),
-                   c.blocks * kTileRows, gpu().processors / c.cluster);
+// Measured on an H200.
+template <typename Tile>
+constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1240, 400}
+                         : Tile::kRows <= 64 ? Extra{1280, 512}
+                                             : Extra{768, 512};
+constexpr double kNarrow = 0.6;  // the time of half the columns
+
+template <typename Tile>
+Plan whole_plan_of(const QMatmulArgs& a, const Matrix& m) {
+  return whole_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + Tile::kColumns - 1) / Tile::kColumns,
+                    stages_of(m, Tile::kBlocks), gpu().processors);
+}
+
+// Whole or cut.
+template <typename Tile>
+Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
+  return make_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + Tile::kColumns - 1) / Tile::kColumns,
+                   stages_of(m, Tile::kBlocks), Tile::kBlocks * kTileRows, gpu().processors, kExtra<Tile>);
 }
 
 template <typename Tile>
@@ -83,7 +88,7 @@ Shape shape_of(const Matrix& m) {
   s.zero_at = s.scale_at + Tile::kColumnBlocks * s.span * 32;
   const int end = s.zero_at + (m.zeros != nullptr ? Tile::kColumnBlocks * s.span * 64 : 0);
   s.stage_bytes = (end + 1023) / 1024 * 1024;  // x must begin at a multiple of 1024
-  const int fixed = kBarrierBytes + (Tile::kHalves == 2 ? Tile::kWarps * Tile::kM * 512 : 0);
+  const int fixed = kBarrierBytes + (Tile::kByWarps ? Tile::kWarps * Tile::kM * 512 : 0);
   s.stages = std::min(kMaxStages, (gpu().shared_memory - fixed) / s.stage_bytes);
   return s;
 }
@@ -94,8 +99,7 @@ bool describe(const QMatmulArgs& a, const Matrix& m, const Shape& s, Maps* maps)
   constexpr auto kType =
       std::is_same_v<typename Tile::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int64_t NB = (a.N + kTileColumns - 1) / kTileColumns, width = a.G * kTileColumns;
-  bool made =
-      describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows, Tile::kRows / Tile::kCluster, true);
+  bool made = describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows, Tile::kRows, true);
   for (int i = 0; i < m.segments; ++i)  // in units of 8 bytes: a box has at most 256 of them in a row
     made &=
         describe_box(&maps->weight[width_index(m.segment[i].bits)], CU_TENSOR_MAP_DATA_TYPE_INT64, 8, a.weight,
@@ -108,56 +112,105 @@ bool describe(const QMatmulArgs& a, const Matrix& m, const Shape& s, Maps* maps)
   return made;
 }
 
-template <typename Tile, int kBits, bool kZeros>
-Status launch_wide(const QMatmulArgs& a, const Matrix& m, const Plan& plan, Stream stream) {
+// Clusters of `size` blocks that the GPU runs at once: a block fills a multiprocessor, and not all of those can be in
+// one cluster.
+template <typename Tile, bool kZeros>
+int clusters_at_once(int shared, int size) {
+  constexpr int kDevices = 64;
+  static int known[kDevices][kMaxSplit + 1];  // plus one; a race writes the same values twice
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return 0;
+  int& found = known[device][size];
+  if (found == 0) {
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = static_cast<unsigned>(size);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(size)), config.blockDim = dim3(Tile::kThreads);
+    config.dynamicSmemBytes = shared, config.attrs = &cluster, config.numAttrs = 1;
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, wide_kernel<Tile, kZeros>, &config) != cudaSuccess) {
+      cudaGetLastError();
+      clusters = 0;
+    }
+    found = clusters + 1;
+  }
+  return found - 1;
+}
+
+template <typename Tile, bool kZeros>
+Status prepare(int shared) {
+  return status(cudaFuncSetAttribute(wide_kernel<Tile, kZeros>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+}
+
+// Bytes that add_up_cluster() writes in a block.
+template <typename Tile>
+constexpr int exchanged_bytes(int split) {
+  constexpr int kFours = Tile::kRows * Tile::kColumns / (Tile::kWarps * 32) / 4;
+  return (kFours + split - 1) * Tile::kWarps * 32 * 16;
+}
+
+struct Way {
+  Plan plan;
+  double cost;
+};
+
+// One turn of tiles, by a block each or by clusters, where that is sooner done.
+template <typename Tile, bool kZeros>
+void consider_one_turn(const QMatmulArgs& a, const Matrix& m, int shared, double width, Way* best) {
+  const int most = gpu().processors;
+  const Plan whole = whole_plan_of<Tile>(a, m);
+  for (int split = 1; split <= std::min(kMaxSplit, whole.stages) && split * whole.tiles <= most; ++split) {
+    const Plan plan = split == 1 ? whole : split_plan(whole, split);
+    const double cost = width * static_cast<double>(cost_of(plan, Tile::kBlocks * kTileRows, kExtra<Tile>));
+    if (cost >= best->cost) continue;
+    if (split > 1 &&
+        (exchanged_bytes<Tile>(split) > shared || whole.tiles > clusters_at_once<Tile, kZeros>(shared, split)))
+      continue;
+    *best = {plan, cost};
+  }
+}
+
+template <typename Tile, bool kZeros>
+Status launch_wide(const QMatmulArgs& a, const Matrix& m, const Shape& shape, const Plan& plan, Stream stream) {
   using T = typename Tile::T;
-  const Shape shape = shape_of<Tile>(m);
   Maps maps{};
   if (!describe<Tile>(a, m, shape, &maps)) return {"qmatmul: the driver refuses a tensor map"};
-  const auto kernel = wide_kernel<Tile, kBits, kZeros>;
-  const int shared = shape.stages * shape.stage_bytes;
-  if (const Status set = status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-      !set.ok())
-    return set;
   const Output<T> output = output_of<T>(a);
   auto* pieces = static_cast<float4*>(a.scratch);
-  const Status done = launch(kernel, dim3(plan.ctas * Tile::kCluster), dim3(Tile::kThreads), shared, stream, true, m,
-                             maps, shape, plan, output, pieces);
-  constexpr int kParts = Tile::kCluster * Tile::kColumns / 64;
-  return done.ok() ? add_pieces<T, kParts, Tile::kRows>(plan, output, pieces, stream) : done;
+  const Status done = launch_clusters(wide_kernel<Tile, kZeros>, dim3(plan.ctas), plan.split, dim3(Tile::kThreads),
+                                      shape.bytes(), stream, true, m, maps, shape, plan, output, pieces);
+  return done.ok() ? add_pieces<T, Tile::kColumns / 64, Tile::kRows>(plan, output, pieces, stream) : done;
+}
+
+template <typename Wide, typename Narrow, bool kZeros>
+Status launch_best(const QMatmulArgs& a, const Matrix& m, Stream stream) {
+  const Shape shape = shape_of<Wide>(m);
+  if (const Status set = prepare<Wide, kZeros>(shape.bytes()); !set.ok()) return set;
+  Way best{plan_of<Wide>(a, m), 0};
+  best.cost = static_cast<double>(cost_of(best.plan, Wide::kBlocks * kTileRows, kExtra<Wide>));
+  consider_one_turn<Wide, kZeros>(a, m, shape.bytes(), 1, &best);
+  if constexpr (!std::is_same_v<Wide, Narrow>) {
+    const Shape narrow = shape_of<Narrow>(m);
+    if (const Status set = prepare<Narrow, kZeros>(narrow.bytes()); !set.ok()) return set;
+    const double so_far = best.cost;
+    consider_one_turn<Narrow, kZeros>(a, m, narrow.bytes(), kNarrow, &best);
+    if (best.cost < so_far) return launch_wide<Narrow, kZeros>(a, m, narrow, best.plan, stream);
+  }
+  return launch_wide<Wide, kZeros>(a, m, shape, best.plan, stream);
 }
 
 template <typename T, bool kZeros>
-Status wide_sm90(const QMatmulArgs& a, const Matrix& m, Stream stream) {
-  const Choice choice = sm90_choice(a, m);
-  const Plan plan = sm90_plan(a, m);
-  if (choice.plain) {
-    switch (choice.rows) {
-      case 16:
-        return launch_wide<WarpTile<T, 16, 8>, 4, kZeros>(a, m, plan, stream);
-      case 32:
-        if constexpr (std::is_same_v<T, __half> && !kZeros) {
-          if (!choice.warps) return launch_wide<Tile<T, 2, 2, 32, 4, 4, 1>, 4, kZeros>(a, m, plan, stream);
-        }
-        return launch_wide<WarpTile<T, 32, 8>, 4, kZeros>(a, m, plan, stream);
-      case 64:
-        return launch_wide<Tile<T, 2, 2, 64, 4, 2, 1>, 4, kZeros>(a, m, plan, stream);
-      case 128:
-        return launch_wide<Tile<T, 2, 2, 128, 4, 2, 1>, 4, kZeros>(a, m, plan, stream);
-    }
-    return launch_wide<Tile<T, 2, 1, 256, 4, 4, 2>, 4, kZeros>(a, m, plan, stream);
-  }
-  switch (choice.rows) {
-    case 16:
-      return launch_wide<WarpTile<T, 16, 4>, 0, kZeros>(a, m, plan, stream);
-    case 32:
-      return launch_wide<WarpTile<T, 32, 4>, 0, kZeros>(a, m, plan, stream);
-    case 64:
-      return launch_wide<Tile<T, 4, 1, 64, 4, 4, 2>, 0, kZeros>(a, m, plan, stream);
-    case 128:
-      return launch_wide<Tile<T, 4, 1, 128, 2, 2, 2>, 0, kZeros>(a, m, plan, stream);
-  }
-  return launch_wide<Tile<T, 2, 1, 256, 2, 2, 2>, 0, kZeros>(a, m, plan, stream);
+Status wide_in_runs(const QMatmulArgs& a, const Matrix& m, Stream stream) {
+  return with_run_tile<T>(
+      a.M, [&](auto wide, auto narrow) { return launch_best<decltype(wide), decltype(narrow), kZeros>(a, m, stream); });
+}
+
+template <typename T>
+Status wide_mixed(const QMatmulArgs& a, const Matrix& m, Stream stream) {
+  return with_mixed_tile<T>(
+      a.M, [&](auto wide, auto narrow) { return launch_best<decltype(wide), decltype(narrow), false>(a, m, stream); });
 }
 
 }  // namespace nybble::cuda::wide
