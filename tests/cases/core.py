@@ -168,6 +168,12 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
         m = random_packed(1152, 48, [4], group=384, zeros=True)
         for M in (20, 50):
             yield qmatmul_case(f"many-runs-{dtype}-m{M}", torch.randn(M, 1152).to(dtype), m)
+        groups = torch.cat([torch.arange(512) // 128, 4 + torch.arange(512) // 256])
+        scales = (torch.rand(6, 48) * 0.02 + 0.001).half()
+        codes = torch.randint(16, (1024, 48), dtype=torch.uint8)
+        m = make_packed(codes, scales, torch.full((6,), 4), groups)
+        for M in (12, 20):
+            yield qmatmul_case(f"many-two-groups-{dtype}-m{M}", torch.randn(M, 1024).to(dtype), m)
 
 
 def fused_qmatmul_cases() -> Iterator[Case]:

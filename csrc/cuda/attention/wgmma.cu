@@ -306,7 +306,7 @@ Status start(const AttentionArgs& a, Stream stream) {
 bool supports(const AttentionArgs& a) {
 #ifdef NYBBLE_SM90A
   // Up to 64 rows one of the two warpgroups would have nothing to do.
-  if (gpu().sm != 90 || !supports_tensor_cores(a) || a.T * group_of(a) <= 64) return false;
+  if (!gpu().is_sm90 || !supports_tensor_cores(a) || a.T * group_of(a) <= 64) return false;
   if (group_of(a) > kRows || a.S == 0) return false;  // a box has whole tokens, and it has some
   for (const int64_t stride : {a.q_stride_b, a.q_stride_t, a.q_stride_h, a.k_stride_b, a.k_stride_s, a.k_stride_h,
                                a.v_stride_b, a.v_stride_s, a.v_stride_h})

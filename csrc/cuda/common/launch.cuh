@@ -83,6 +83,7 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t share
 // The current device, asked once for each: what kernels are chosen by.
 struct Gpu {
   int sm;             // 10 * major + minor, of the device or of the code it runs, whichever is less
+  bool is_sm90;       // the device: only there is code for sm_90a
   int processors;     // multiprocessors
   int shared_memory;  // bytes a block may have after cudaFuncSetAttribute
 };
@@ -93,7 +94,7 @@ inline Gpu gpu() {
   constexpr int kDevices = 64;
   static Gpu known[kDevices];  // a race writes the same values twice
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return {0, 1, 48 << 10};
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return {0, false, 1, 48 << 10};
   Gpu& g = known[device];
   if (g.processors == 0) {
     int major = 0, minor = 0, shared = 0, processors = 1;
@@ -104,6 +105,7 @@ inline Gpu gpu() {
     cudaFuncAttributes code{};
     cudaFuncGetAttributes(&code, code_version_probe);
     const int sm = 10 * major + minor;
+    g.is_sm90 = sm == 90;
     g.sm = code.ptxVersion < sm ? code.ptxVersion : sm;
 #ifdef __HIP__
     g.sm = 60;  // hip/compat.h: the code is as for it

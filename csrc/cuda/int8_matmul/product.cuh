@@ -69,7 +69,7 @@ inline bool wide(const Int8MatmulArgs& a) {
 
 // Whether the copy engine can take both sides: rows that lie one behind another, not over each other.
 inline bool boxes(const Int8MatmulArgs& a) {
-  return gpu().sm == 90 && wide(a) && a.K > 0 && (a.M == 1 || a.x_stride >= a.K);
+  return gpu().is_sm90 && wide(a) && a.K > 0 && (a.M == 1 || a.x_stride >= a.K);
 }
 
 // The scales of row m and column n, their product first, as the CPU multiplies.

@@ -15,7 +15,7 @@ bool must_gather(const QMatmulArgs& a) { return a.perm != nullptr || !aligned(a.
 int64_t gathered_bytes(const QMatmulArgs& a) { return must_gather(a) ? a.M * a.KB * kPackRows * 2 : 0; }
 
 #ifdef NYBBLE_SM90A
-bool is_hopper() { return gpu().sm == 90; }
+bool is_hopper() { return gpu().is_sm90; }
 #endif
 
 // Whether all segments fit in `m`.
