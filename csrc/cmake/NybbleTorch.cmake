@@ -43,10 +43,11 @@ function(nybble_link_torch target)
     set(as_needed "-Wl,-dead_strip_dylibs")
   else()
     set(names libtorch_cpu.so)
-    set(as_needed "-Wl,--as-needed")
+    # The C++ runtime first: torch for arm64 has a copy of it, which our symbols must not be taken from.
+    set(as_needed "-Wl,--as-needed" stdc++)
   endif()
   foreach(name IN LISTS names)
-    target_link_libraries(${target} PRIVATE "${as_needed}" "${NYBBLE_TORCH_DIR}/lib/${name}")
+    target_link_libraries(${target} PRIVATE ${as_needed} "${NYBBLE_TORCH_DIR}/lib/${name}")
   endforeach()
 endfunction()
 
