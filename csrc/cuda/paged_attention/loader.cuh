@@ -21,20 +21,13 @@ struct Shape {
   static constexpr int kQuery = kRows * D * 2;
   static constexpr int kWanted = (231424 / 8 - kQuery) / kStage;
   static constexpr int kStages = kWanted < 3 ? 3 : kWanted > 5 ? 5 : kWanted;
+#ifndef ATTN_AHEAD
+#define ATTN_AHEAD KeyStorage::kScaled && D <= 128
+#endif
+  static constexpr bool kAhead = ATTN_AHEAD;
   static constexpr int kRing = kStages * kStage;
   static constexpr int kWarpBytes = kRing + kQuery;
 };
-
-// NaN if a page of tokens [begin, end) of sequence b does not exist, else 0. The whole warp calls it.
-__device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int begin, int end) {
-  if (a.block_table == nullptr) return 0.0f;
-  const int last = page_of(a, plan, end - 1);
-  bool missing = false;
-#pragma unroll 1
-  for (int i = page_of(a, plan, begin) + static_cast<int>(threadIdx.x % 32); i <= last; i += 32)
-    missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
-  return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
-}
 
 // 32 neighbouring entries of a sequence's row of the block table, one a lane. Read past L1: they may be guesses, read
 // again later.
@@ -53,6 +46,24 @@ struct PageWindow {
     page = read(a);
   }
 };
+
+// NaN if a page of tokens [begin, end) of sequence b does not exist, else 0. The whole warp calls it. What `window` has
+// is not read again.
+__device__ inline float missing_pages(const PagedAttentionArgs& a, const Plan& plan, const PageWindow& window,
+                                      int64_t b, int begin, int end) {
+  if (a.block_table == nullptr) return 0.0f;
+  const int first = page_of(a, plan, begin), last = page_of(a, plan, end - 1), lane = threadIdx.x % 32;
+  bool missing = false;
+  if (window.b == b && first >= window.first && last < window.first + 32) {
+    const int i = window.first + lane;
+    missing = i >= first && i <= last && static_cast<unsigned>(window.page) >= static_cast<unsigned>(a.P);
+  } else {
+#pragma unroll 1
+    for (int i = first + lane; i <= last; i += 32)
+      missing |= static_cast<unsigned>(a.block_table[b * a.block_table_stride + i]) >= static_cast<unsigned>(a.P);
+  }
+  return __any_sync(0xffffffffu, missing) ? NAN : 0.0f;
+}
 
 // Where a lane finds its pieces of keys or of values, and where they go in a stage. The rows of a team's kTeam heads
 // are dealt out in units to the lanes of its warps in turn: neighbours read neighbours.
@@ -133,6 +144,7 @@ class Loader {
     }
   }
   __device__ const PageWindow& window() const { return window_; }
+  __device__ int length() const { return length_; }
 
   // Starts the next tile's copies, or nothing when there is none.
   __device__ void next() {
