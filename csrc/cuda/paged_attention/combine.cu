@@ -20,7 +20,7 @@ struct Slots {
 };
 __device__ Slots slots_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
   const int count = count_of(a, plan, b);
-  if (a.batch_invariant) return {b * plan.ranges, min(plan.ranges, count)};
+  if (a.invariant) return {b * plan.ranges, min(plan.ranges, count)};
   if (count == 0) return {0, 0};
   const Before tiles = a.B == 1 ? Before{0, count} : tiles_before(a, plan, b);
   const Cuts cuts(tiles.all, plan.ranges);
@@ -114,7 +114,7 @@ Status combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stre
   const int64_t rows = a.B * a.T * a.H;
   if (rows > 0x7ffffff0) return {"paged_attention: more than 2^31 - 16 query rows"};
   // Parts of a sequence, if all are of one length.
-  const int64_t parts = a.batch_invariant ? plan.ranges : plan.ranges / a.B + 2;
+  const int64_t parts = a.invariant ? plan.ranges : plan.ranges / a.B + 2;
   return with_type(a.dtype, [&](auto type) {
     using Type = typename decltype(type)::type;
     const auto start = [&](auto kernel, int warps, int rows_of_block) {

@@ -65,7 +65,7 @@ Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   // Heads that lie side by side are read side by side: whole rows of memory, and scales in more than 8 bytes.
   const bool beside = a.keys.stride_head < a.keys.stride_slot && a.values.stride_head < a.values.stride_slot;
   plan.team = beside && plan.blocks_of_head == 1 && plan.warps == kTeam && a.Hk % kTeam == 0;
-  if (a.batch_invariant) {
+  if (a.invariant) {
     plan.ranges = kSegments;
     plan.slots = a.B * kSegments;
     return plan;

@@ -103,7 +103,7 @@ struct Work {
   int tile, count;
 };
 __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, int range) {
-  if (a.batch_invariant) {
+  if (a.invariant) {
     const int64_t b = range / plan.ranges;
     const int part = range % plan.ranges;
     const Cuts cuts(count_of(a, plan, b), plan.ranges);
@@ -133,7 +133,7 @@ __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, in
 
 // A worker's partial result of a sequence.
 __device__ inline int64_t slot_of(const PagedAttentionArgs& a, int range, int64_t b) {
-  return a.batch_invariant ? range : range + b;
+  return a.invariant ? range : range + b;
 }
 
 // Scratch: first D floats a slot and row, then the largest score and the sum of weights of each.
@@ -147,7 +147,7 @@ __device__ inline float2* partial_state(const PagedAttentionArgs& a, const Plan&
 }
 
 inline int64_t workers_of(const PagedAttentionArgs& a, const Plan& plan) {
-  return static_cast<int64_t>(plan.heads) * plan.ranges * (a.batch_invariant ? a.B : 1);
+  return static_cast<int64_t>(plan.heads) * plan.ranges * (a.invariant ? a.B : 1);
 }
 
 // The kernel of one storage, launched; `nullptr` for what a device or a shape has none for.

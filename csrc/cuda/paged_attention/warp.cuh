@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(256, 1)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int64_t worker = static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
-  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) {
+  if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
     wait_for_previous();
     let_next_begin();
     return;
