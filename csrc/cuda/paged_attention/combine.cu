@@ -1,12 +1,7 @@
-// The partial results of a row to its answer: o = sum of 2^(m_i - m) values_i / sum of 2^(m_i - m) weight_i, m the
-// largest m_i; then rotated back if the values were stored rotated. All of this is waiting for memory, so that a warp
-// asks for all it needs at once.
-//
-//   warps of a row   parts w, w + warps, ...; then the warps' results meet in shared memory, in order
-//   lane             channels 2l and 2l + 1 of a group of 64, as rotate() wants them
-#include "cuda/common/number.cuh"
+// The partial results of a row to its answer (sum.cuh). All of this is waiting for memory, so that a warp asks for all
+// it needs at once. Warps of a row take parts w, w + warps, ...; then their results meet in shared memory, in order.
 #include "cuda/paged_attention/plan.cuh"
-#include "cuda/paged_attention/rotate.cuh"
+#include "cuda/paged_attention/sum.cuh"
 
 namespace nybble::cuda::paged {
 namespace {
@@ -34,26 +29,6 @@ __device__ float2 read_two(const float* values, int d, int D) {
   if (D % 2 == 0) return *reinterpret_cast<const float2*>(values + d);
   return {values[d], d + 1 < D ? values[d + 1] : 0.0f};
 }
-
-// A sum of parts, relative to the largest m among them.
-struct Sum {
-  float largest = -INFINITY, weight = 0, value[2] = {};
-
-  template <int kParts>
-  __device__ void add(const float2 (&state)[kParts], const float2 (&values)[kParts]) {
-    float top = largest;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) top = fmaxf(top, state[i].x);
-    const float base = top == -INFINITY ? 0.0f : top, fade = exp2_fast(largest - base);
-    largest = top;
-    weight *= fade, value[0] *= fade, value[1] *= fade;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const float factor = exp2_fast(state[i].x - base);
-      weight += factor * state[i].y, value[0] += factor * values[i].x, value[1] += factor * values[i].y;
-    }
-  }
-};
 
 // Grid: rows (kRowsOfBlock a block) x groups of 64 channels.
 template <typename Type, int kWarps, int kRowsOfBlock>
@@ -99,13 +74,7 @@ __global__ void __launch_bounds__(32 * kWarps * kRowsOfBlock)
     sum = Sum{};
     sum.add(each_state, each_values);
   }
-  const float factor = sum.weight == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * sum.weight : sum.weight);
-  float v[2] = {sum.value[0] * factor, sum.value[1] * factor};
-  if (rotated) rotate(v);
-  Type* out = static_cast<Type*>(a.o) + static_cast<int64_t>(row) * a.D;
-#pragma unroll
-  for (int e = 0; e < 2; ++e)
-    if (d + e < D) out[d + e] = from_float<Type>(v[e]);
+  sum.write(static_cast<Type*>(a.o) + static_cast<int64_t>(row) * a.D, d, D, rotated);
 }
 
 }  // namespace

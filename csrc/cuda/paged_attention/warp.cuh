@@ -1,27 +1,32 @@
 // Attention of a few queries over paged keys and values, for tensor cores. A warp has its own range of tiles
-// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Only copying may be shared
-// (loader.cuh).
+// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Copying may be shared (loader.cuh), and
+// a range, whose parts are then added up here (join.cuh).
 //
 //   stage ring   tile j is computed    j + 1 ... have arrived or are on their way    the stage of j - 1 is filled anew
 //   scores       S [tokens, rows] = K q^T        rows of queries are the 8 columns of each product
 //   weights      P = exp2(S - largest); the turned registers of S are the second operand of
 //   sums         O [channels, rows] += V^T P
 #pragma once
+#include "cuda/paged_attention/join.cuh"
 #include "cuda/paged_attention/products.cuh"
 
 namespace nybble::cuda::paged {
 
-template <typename S, typename KeyStorage, typename ValueStorage, int kTeam>
+template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins>
 __global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
   constexpr int D = S::D, kHalves = S::kTokens / 16;
+  // Begins before the last kernel has ended, where that is worth its instructions: of codes, in short work.
+  constexpr bool kGuess = (S::kWindow || kJoins) && kTeam == 1;
+  constexpr bool kAhead = S::kAhead && !kJoins;
+  constexpr bool kHolds = S::kWindow && D <= 128;  // there are registers for the next sequence's queries
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t worker = static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
+  const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
   if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
     wait_for_previous();
@@ -38,44 +43,44 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
-  Loader<S, kTeam> loader(a, plan, head, shared_address(ring), shared_address(barriers));
-  // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
+  Loader<S, kTeam, kGuess> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  __shared__ float2 states[kShare][kRows];
+  static_assert(S::kQuery >= Join<D>::kBytes, "what warps add up takes the room of queries");
+  Join<D> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  RawQueries<D> raw;
+  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  int more = S::kStages - 1 - kFirst;
   Work work{};
-  bool sure = !S::kGuess || a.B > 32;
-  int64_t length = 0;
-  if (!sure) {
-    length = lane < a.B ? static_cast<const volatile int64_t*>(a.lengths)[lane] : 0;
+  int64_t known = 0;  // the next sequence's length
+  // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
+  bool sure = !kGuess || a.B > 32;
+  if (sure) {
+    wait_for_previous();
+    let_next_begin();
+    // The block table on its way while the lengths are.
+    if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
+  }
+  while (true) {
+    int64_t length = 0, length_now = 0;
+    if (!sure && lane < a.B) length = static_cast<const volatile int64_t*>(a.lengths)[lane];
     work = work_of(a, plan, range);
     loader.begin(work);
-  }
-  wait_for_previous();
-  let_next_begin();
-  // The block table on its way while the lengths are.
-  if (sure && a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
-  RawQueries<D> raw;
-  constexpr int kFirst = S::kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
-  int more = S::kStages - 1 - kFirst;
-  PageWindow window;
-  int known = 0;  // the first sequence's length: to read it again would mean to wait behind keys and values
-  while (true) {
-    if (sure) {
-      work = work_of(a, plan, range);
-      loader.begin(work);
-    }
-    window = loader.window();
-    known = loader.length();
-    int64_t length_now = length;
-    int page_now = window.page;
+    const int page = loader.page();
+    int page_now = page;
     if (!sure) {
+      wait_for_previous();
+      let_next_begin();
       if (lane < a.B) length_now = static_cast<const volatile int64_t*>(a.lengths)[lane];
-      if (window.b >= 0) page_now = window.read(a);
+      page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    if constexpr (S::kGuess) raw.load(a, plan, work.b, head, first_row);
+    known = a.lengths[work.b];
+    if constexpr (kGuess) raw.load(a, plan, work.b, head, first_row);
+    if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
-    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == window.page)) break;
+    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == page)) break;
     wait_for_copies<0>();
     __threadfence();
     sure = true;
@@ -86,22 +91,40 @@ __global__ void __launch_bounds__(256, 1)
                     S::kStage % S::Values::kAligned == 0,
                 "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
+  bool asked = kGuess;
+  unsigned bit = 1;
+  int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
-    const int length = known >= 0 ? known : length_of(a, plan, work.b);
-    known = -1;
+    const int length = clamped(plan, known);
+    const int64_t next = min(work.b + 1, a.B - 1);  // what is needed of it is asked for long before
+    if (next > work.b) known = a.lengths[next];
     const Tiles tiles = tiles_of(a, plan, length);
-    const int begin = tiles.first + work.tile, end = min(tiles.last, begin + left);
-    if (begin >= end) {
-      if (S::kGuess) raw.load(a, plan, min(work.b + 1, a.B - 1), head, first_row);
-      continue;
+    const int first = tiles.first + work.tile, last = min(tiles.last, first + left), these = before;
+    before += tiles.last - tiles.first;
+    const bool none = first >= last;
+    if (!asked) {
+      raw.load(a, plan, work.b, head, first_row);
+      if constexpr (kJoins) join.ask(work.b);
     }
-    left -= end - begin;
-
-    if (!S::kGuess) raw.load(a, plan, work.b, head, first_row);
-    const float missing = missing_pages(a, plan, window, work.b, max(begin * S::kTokens, first_seen(a, length)),
-                                        min(end * S::kTokens, length));
+    asked = kHolds;
     Queries<KeyStorage, D> q;
-    q.load(raw, a, plan, head, first_row, length, room);
+    Part part{work.b, 0, 0, range};
+    if (!none) {
+      left -= last - first;
+      q.load(raw, a, plan, head, first_row, length, room);
+      if constexpr (kJoins) {
+        part.first = work.cuts.range_of(these);
+        part.count = work.cuts.range_of(before - 1) - part.first + 1;
+        join.begin(part);
+      }
+    }
+    if (kHolds && left > 0) {
+      raw.load(a, plan, next, head, first_row);
+      if constexpr (kJoins) join.ask(next);
+    }
+    if (none) continue;
+    const Tiles share = kJoins ? share_of(plan, {first, last}) : Tiles{first, last};
+    const int begin = share.first, end = share.last;
     for (; more > 0; --more) loader.next();
     Sums<ValueStorage, D> sums;
     // `base`: what comes off a score before it is an exponent.
@@ -117,12 +140,12 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
       for (int i = 0; i < kHalves; ++i) find_scores<S, KeyStorage>(scores[i], keys, at + places.key_scales, 16 * i, q);
     };
-    if constexpr (S::kAhead) {
+    if constexpr (kAhead) {
       loader.wait(stage, turn);
       find(stage);
     }
     for (int tile = begin; tile < end; ++tile) {
-      if constexpr (!S::kAhead) {
+      if constexpr (!kAhead) {
         loader.wait(stage, turn);
         find(stage);
       }
@@ -176,7 +199,7 @@ __global__ void __launch_bounds__(256, 1)
       }
       const bool wraps = stage + 1 == S::kStages;
       const int next_stage = wraps ? 0 : stage + 1, next_turn = turn + (wraps ? 1 : 0);
-      if (S::kAhead && (tile + 1 < end || left > 0)) loader.wait(next_stage, next_turn);
+      if (kAhead && (tile + 1 < end || left > 0)) loader.wait(next_stage, next_turn);
       unsigned weights[kHalves][2];
 #pragma unroll
       for (int i = 0; i < kHalves; ++i) {
@@ -190,7 +213,7 @@ __global__ void __launch_bounds__(256, 1)
       }
       // The next tile's scores (of no meaning where there is none) have nothing to do with what follows: each of the
       // two is done while the other waits.
-      if constexpr (S::kAhead) find(next_stage);
+      if constexpr (kAhead) find(next_stage);
       const char* at = ring + stage * S::kStage + S::Keys::kBytes;
 #pragma unroll
       for (int i = 0; i < kHalves; ++i)
@@ -200,34 +223,53 @@ __global__ void __launch_bounds__(256, 1)
       stage = next_stage, turn = next_turn;
     }
 
-    const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
-      const int r = 2 * t + c;
-      if (first_row + r >= plan.rows) continue;
-      float* out = partial_values(a, slot, row0 + r);
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k)
-#pragma unroll
-        for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
-      if (g == 0) *partial_state(a, plan, slot, row0 + r) = {largest[c] - kLift, weight[c] + missing};
+    float spoilt = 0.0f;
+    if (begin < end) {
+      if (__any_sync(0xffffffffu, loader.missing(bit))) spoilt = NAN;
+      bit = __funnelshift_l(bit, bit, 1);
     }
-    if (S::kGuess && left > 0) raw.load(a, plan, work.b + 1, head, first_row);
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
+    const float2 state[2] = {{largest[0] - kLift, weight[0] + spoilt}, {largest[1] - kLift, weight[1] + spoilt}};
+    if constexpr (kJoins) {
+      join.end(
+          part, state, ValueStorage::kScaled,
+          [&](int k, int high) { return ValueStorage::channel_of_value(k, g, high); },
+          [&](int c, int k, int high) { return sums.get(k, c, high); });
+    } else {
+      const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int r = 2 * t + c;
+        if (first_row + r >= plan.rows) continue;
+        float* out = partial_values(a, slot, row0 + r);
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+#pragma unroll
+          for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
+        if (g == 0) *partial_state(a, plan, slot, row0 + r) = state[c];
+      }
+    }
   }
+  if constexpr (kJoins)
+    if (range == 0 && (a.B > 1 || work.count == 0)) join.write_empty();
 #endif
 }
 
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1>;
+  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false>;
+  if constexpr (D <= 128)
+    if (plan.blocks > 0) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true>;
   if constexpr (S::kTeam > 1)
-    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam>;
+    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
-  const int64_t blocks = (workers_of(a, plan) + plan.warps - 1) / plan.warps;
+  const int64_t blocks = plan.blocks > 0 ? static_cast<int64_t>(plan.blocks) * plan.heads
+                                         : (workers_of(a, plan) + plan.warps - 1) / plan.warps;
   if (blocks > 0x7fffffff) return {"paged_attention: too many sequences and heads"};
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * plan.warps), bytes, stream, gpu().sm >= 90, a,
                 plan);
