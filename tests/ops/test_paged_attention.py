@@ -92,6 +92,18 @@ def test_the_same_bits_again() -> None:
 
 
 @pytest.mark.gpu
+def test_alone_or_among_others() -> None:
+    """Other ranges, and other kernels add up the same sums; what scratch memory held before is not heard of."""
+    for name, problem in problems():
+        together = ops.paged_attention(**problem)
+        for b in range(5):
+            alone = problem | {k: problem[k][b : b + 1] for k in ("q", "block_table", "lengths")}
+            torch.full((1 << 22,), torch.nan, device="cuda")
+            got = ops.paged_attention(**alone)[0]
+            torch.testing.assert_close(got, together[b], atol=2e-3, rtol=2e-3, msg=f"{name} {b}")
+
+
+@pytest.mark.gpu
 def test_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NYBBLE_BATCH_INVARIANT", "1")
     for name, problem in problems():
