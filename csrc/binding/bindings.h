@@ -53,7 +53,7 @@ Tensor decode_attention_cpu(const Tensor& q, const Tensor& k_cache, const Tensor
 Tensor paged_attention_cpu(const Tensor& q, const Tensor& keys, const Tensor& values,
                            const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
                            const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
-                           double scale, int64_t window, double softcap, bool batch_invariant);
+                           double scale, int64_t window, double softcap, bool invariant);
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_chain_cpu(const Tensor& logits, const Tensor& temperature,
                                                             const std::optional<Tensor>& allowed,
                                                             const std::optional<Tensor>& removable,
@@ -112,7 +112,7 @@ Tensor int8_matmul_cuda(const Tensor& x, const Tensor& x_scale, const Tensor& we
 Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& values,
                             const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
                             const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
-                            double scale, int64_t window, double softcap, bool batch_invariant);
+                            double scale, int64_t window, double softcap, bool invariant);
 void rope_cuda(const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& positions, bool neox);
 Tensor attention_cuda(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& lengths,
                       double scale, bool causal, int64_t window);

@@ -58,7 +58,7 @@ template <typename ScratchBytes, typename Kernel>
 Tensor attend(Check check, const Tensor& q_in, const Tensor& keys, const Tensor& values,
               const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
               const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes, double scale,
-              int64_t window, double softcap, bool batch_invariant, ScratchBytes scratch_bytes, Kernel kernel) {
+              int64_t window, double softcap, bool invariant, ScratchBytes scratch_bytes, Kernel kernel) {
   PagedAttentionArgs args{};
   args.dtype = check.floats(q_in, "q");
   check.shape(q_in, "q", {"B", "T", "H", "D"});
@@ -109,7 +109,7 @@ Tensor attend(Check check, const Tensor& q_in, const Tensor& keys, const Tensor&
   args.scale = static_cast<float>(scale);
   args.window = window;
   args.softcap = static_cast<float>(softcap);
-  args.batch_invariant = batch_invariant;
+  args.invariant = invariant;
   const Scratch scratch(q, scratch_bytes(args));
   args.scratch = scratch.data();
   check.done(kernel(args));
@@ -121,20 +121,20 @@ Tensor attend(Check check, const Tensor& q_in, const Tensor& keys, const Tensor&
 Tensor paged_attention_cpu(const Tensor& q, const Tensor& keys, const Tensor& values,
                            const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
                            const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
-                           double scale, int64_t window, double softcap, bool batch_invariant) {
+                           double scale, int64_t window, double softcap, bool invariant) {
   return attend(
       Check("paged_attention"), q, keys, values, key_scales, value_scales, block_table, lengths, slopes, scale, window,
-      softcap, batch_invariant, [](const PagedAttentionArgs&) { return 0; }, cpu::paged_attention);
+      softcap, invariant, [](const PagedAttentionArgs&) { return 0; }, cpu::paged_attention);
 }
 
 #ifdef NYBBLE_CUDA
 Tensor paged_attention_cuda(const Tensor& q, const Tensor& keys, const Tensor& values,
                             const std::optional<Tensor>& key_scales, const std::optional<Tensor>& value_scales,
                             const Tensor& block_table, const Tensor& lengths, const std::optional<Tensor>& slopes,
-                            double scale, int64_t window, double softcap, bool batch_invariant) {
+                            double scale, int64_t window, double softcap, bool invariant) {
   const CudaScope scope(q);
   return attend(Check("paged_attention", true), q, keys, values, key_scales, value_scales, block_table, lengths, slopes,
-                scale, window, softcap, batch_invariant, cuda::paged_attention_scratch_bytes,
+                scale, window, softcap, invariant, cuda::paged_attention_scratch_bytes,
                 [&](const PagedAttentionArgs& args) { return cuda::paged_attention(args, scope.stream()); });
 }
 #endif

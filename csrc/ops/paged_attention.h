@@ -34,7 +34,7 @@ struct PagedAttentionArgs {
   float scale;
   int64_t window;
   float softcap;
-  bool batch_invariant;  // CUDA: the bits of a sequence's result depend on that sequence alone
+  bool invariant;  // CUDA: the bits of a sequence's result depend on that sequence alone
   void* scratch;         // CUDA: cuda::paged_attention_scratch_bytes(args), from a 16-byte boundary, any content
 };
 

@@ -11,12 +11,11 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nybble import ops
+from nybble.benchmarks.gpu_timing import copies, graph_times
 
 HEADS, KV_HEADS, HEAD_DIM, PAGE = 32, 8, 128, 256
 CASES = ((1, 4096), (1, 32768), (8, 4096), (8, 32768), (64, 4096))  # sequences, tokens of each
 STORAGES = ("plain", "fp8", "q8", "q4", "q8/q4")
-ROTATED = 256 << 20  # bytes of caches, so that none is still in the L2 cache when its turn comes
-LAUNCHES, REPLAYS = 24, 9
 BYTES_PER_US = 4.55e6  # read by an H200, measured
 
 
@@ -31,28 +30,6 @@ class Row:
     share: float
     cudnn_us: float
     ratio: float
-
-
-def graph_us(calls: Sequence[Callable[[], object]]) -> float:
-    """Median time of one call: a CUDA graph of ``LAUNCHES`` of them, in turn, replayed."""
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(LAUNCHES):
-            calls[i % len(calls)]()
-    times: list[float] = []
-    for _ in range(REPLAYS + 2):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / LAUNCHES)
-    return sorted(times[2:])[REPLAYS // 2]
 
 
 def _width(kind: str) -> float:
@@ -87,7 +64,7 @@ def _ours(B: int, S: int, storage: str, dtype: torch.dtype) -> float:
         (k, ks), (v, vs) = (_stored(B, S, kind, dtype) for kind in kinds)
         return lambda: ops.paged_attention(q, k, v, table, lengths, key_scales=ks, value_scales=vs)
 
-    return graph_us([call() for _ in range(1 + int(ROTATED // nbytes))])
+    return 1e6 * graph_times([call() for _ in range(copies(int(nbytes)))]).median
 
 
 def _cudnn(B: int, S: int) -> float:
@@ -99,7 +76,7 @@ def _cudnn(B: int, S: int) -> float:
         return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return graph_us([call() for _ in range(1 + ROTATED // nbytes)])
+        return 1e6 * graph_times([call() for _ in range(copies(nbytes))]).median
 
 
 def run(

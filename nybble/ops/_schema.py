@@ -40,7 +40,7 @@ SCHEMAS: dict[str, str] = {
     "decode_attention": "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor lengths, Tensor? slopes, float scale) -> Tensor",
     "paged_attention": "(Tensor q, Tensor keys, Tensor values, Tensor? key_scales, Tensor? value_scales, "
     "Tensor block_table, Tensor lengths, Tensor? slopes, float scale, int window, float softcap, "
-    "bool batch_invariant=False) -> Tensor",
+    "bool invariant=False) -> Tensor",
     "sample_chain": "(Tensor logits, Tensor temperature, Tensor? allowed, Tensor? removable, int[] steps, Tensor values, "
     "Tensor random, int top) -> (Tensor, Tensor, Tensor, Tensor)",
     "repetition_penalty_": "(Tensor(a!) logits, Tensor tokens, Tensor penalty, Tensor? frequency=None, "

@@ -88,6 +88,6 @@ def _(
     scale: float,
     window: int,
     softcap: float,
-    batch_invariant: bool = False,
+    invariant: bool = False,
 ) -> Tensor:
     return q.new_empty(q.shape)

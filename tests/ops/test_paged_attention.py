@@ -92,7 +92,19 @@ def test_the_same_bits_again() -> None:
 
 
 @pytest.mark.gpu
-def test_batch_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alone_or_among_others() -> None:
+    """Other ranges, and other kernels add up the same sums; what scratch memory held before is not heard of."""
+    for name, problem in problems():
+        together = ops.paged_attention(**problem)
+        for b in range(5):
+            alone = problem | {k: problem[k][b : b + 1] for k in ("q", "block_table", "lengths")}
+            torch.full((1 << 22,), torch.nan, device="cuda")
+            got = ops.paged_attention(**alone)[0]
+            torch.testing.assert_close(got, together[b], atol=2e-3, rtol=2e-3, msg=f"{name} {b}")
+
+
+@pytest.mark.gpu
+def test_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NYBBLE_BATCH_INVARIANT", "1")
     for name, problem in problems():
         together = ops.paged_attention(**problem)
@@ -111,6 +123,30 @@ def test_lengths_change_between_replays_of_a_graph() -> None:
             got = ops.paged_attention(**problem)
         for shorter in (0, 7, 300):
             problem["lengths"].copy_((lengths - shorter).clamp(min=0))
+            got.fill_(torch.nan)
+            graph.replay()
+            assert torch.equal(got, ops.paged_attention(**problem)), name
+
+
+@pytest.mark.gpu
+def test_lengths_and_pages_written_just_before() -> None:
+    """The kernel begins before the last one has ended, with lengths and pages as they are by then: it must look again."""
+    for name, problem in problems():
+        now = {k: problem[k].clone() for k in ("lengths", "block_table")}
+        ops.paged_attention(**{**problem, **now})
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(3):
+                for k, there in now.items():
+                    there.copy_(problem[k])
+                got = ops.paged_attention(**{**problem, **now})
+                now["lengths"].zero_()
+                now["block_table"].fill_(1 << 30)
+        for shift in (0, 1, 200):
+            problem["lengths"].sub_(shift).clamp_(min=0)
+            problem["block_table"].copy_(problem["block_table"].roll(shift, 1))
+            problem["block_table"].clamp_(min=0)
             got.fill_(torch.nan)
             graph.replay()
             assert torch.equal(got, ops.paged_attention(**problem)), name

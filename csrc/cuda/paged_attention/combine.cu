@@ -1,107 +1,33 @@
-// The partial results of a row to its answer: o = sum of 2^(m_i - m) values_i / sum of 2^(m_i - m) weight_i, m the
-// largest m_i; then rotated back if the values were stored rotated.
-//
-//   warps of a row   parts w, w + warps, ...; then the warps' results meet in shared memory, in order
-//   lane             channels 2l and 2l + 1 of a group of 64, as rotate() wants them
-#include "cuda/common/number.cuh"
+// The partial results of a row to its answer (sum.cuh). All of this is waiting for memory, so that a warp asks for all
+// it needs at once. Warps of a row take parts w, w + warps, ...; then their results meet in shared memory, in order.
 #include "cuda/paged_attention/plan.cuh"
-#include "cuda/paged_attention/rotate.cuh"
+#include "cuda/paged_attention/sum.cuh"
 
 namespace nybble::cuda::paged {
 namespace {
 
-constexpr int kAtOnce = 8;  // parts whose state and values are fetched together: all of this is waiting
+constexpr int kAtOnce = 9;  // parts of a warp; 16 warps: as many as an H200 has multiprocessors
 
-// Where a part's D values lie, and its {m, weight}.
-struct Part {
-  const float* values;
-  const float2* state;
-};
-
-// A sum of parts, relative to the largest m among them. A lane has channels d and d + 1.
-struct Sum {
-  float largest = -INFINITY, weight = 0, value[2] = {};
-
-  template <int kParts>
-  __device__ void add(const float2 (&state)[kParts], const float2 (&values)[kParts]) {
-    float top = largest;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) top = fmaxf(top, state[i].x);
-    const float base = top == -INFINITY ? 0.0f : top, fade = exp2_fast(largest - base);
-    largest = top;
-    weight *= fade, value[0] *= fade, value[1] *= fade;
-#pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const float factor = exp2_fast(state[i].x - base);
-      weight += factor * state[i].y, value[0] += factor * values[i].x, value[1] += factor * values[i].y;
-    }
-  }
-
-  // Parts first, first + step, ... below count; `part(i)` is where the i-th lies.
-  template <typename Where>
-  __device__ void add_parts(int first, int step, int count, int d, int D, Where part) {
-    for (int i0 = first; i0 < count; i0 += kAtOnce * step) {
-      float2 state[kAtOnce], values[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        state[i] = {-INFINITY, 0.0f};
-        values[i] = {0.0f, 0.0f};
-        if (i0 + i * step >= count) continue;
-        const Part p = part(i0 + i * step);
-        state[i] = *p.state;
-        if (d < D && D % 2 == 0) values[i] = *reinterpret_cast<const float2*>(p.values + d);
-        if (d < D && D % 2 != 0) values[i] = {p.values[d], d + 1 < D ? p.values[d + 1] : 0.0f};
-      }
-      add(state, values);
-    }
-  }
-
-  // The sums of so many warps, in order: each has left its own by save(). `saved(w)` is where; kMost: warps at most.
-  struct Saved {
-    float2 values[32], state;
-  };
-  __device__ void save(Saved& to) const {
-    to.values[threadIdx.x % 32] = {value[0], value[1]};
-    if (threadIdx.x % 32 == 0) to.state = {largest, weight};
-  }
-  template <int kMost, typename Where>
-  __device__ void join(int warps, Where saved) {
-    float2 state[kMost], values[kMost];
-#pragma unroll
-    for (int w = 0; w < kMost; ++w) {
-      state[w] = {-INFINITY, 0.0f};
-      values[w] = {0.0f, 0.0f};
-      if (w < warps) state[w] = saved(w)->state, values[w] = saved(w)->values[threadIdx.x % 32];
-    }
-    *this = Sum{};
-    add(state, values);
-  }
-
-  // The answer's channels d and d + 1. The whole warp calls it.
-  template <typename Type>
-  __device__ void write(Type* out, int d, int D, bool rotated) const {
-    const float factor = weight == 0 ? 0.0f : 1.0f / (rotated ? 32.0f * weight : weight);
-    float v[2] = {value[0] * factor, value[1] * factor};
-    if (rotated) rotate(v);
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (d + e < D) out[d + e] = from_float<Type>(v[e]);
-  }
-};
-
-// The ranges with tiles of sequence b, one after the other. The whole warp calls it.
-struct Parts {
-  int64_t first;  // batch invariant: counted over all sequences
+// The slots of sequence b, one after the other. The whole warp calls it.
+struct Slots {
+  int64_t first;
   int count;
 };
-__device__ inline Parts parts_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
+__device__ Slots slots_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
   const int count = count_of(a, plan, b);
-  if (a.batch_invariant) return {b * plan.ranges, min(plan.ranges, count)};
-  const Before tiles = a.B == 1 ? Before{0, count} : tiles_before(a, plan, b);
+  if (a.invariant) return {b * plan.ranges, min(plan.ranges, count)};
   if (count == 0) return {0, 0};
+  const Before tiles = a.B == 1 ? Before{0, count} : tiles_before(a, plan, b);
   const Cuts cuts(tiles.all, plan.ranges);
-  const int first = cuts.range_of(tiles.before), last = cuts.range_of(tiles.before + count - 1);
-  return {first, last - first + 1};
+  const int first = cuts.range_of(tiles.before);
+  return {first + b, cuts.range_of(tiles.before + count - 1) - first + 1};
+}
+
+// Channels d and d + 1 of a part, those past the last 0.
+__device__ float2 read_two(const float* values, int d, int D) {
+  if (d >= D) return {0.0f, 0.0f};
+  if (D % 2 == 0) return *reinterpret_cast<const float2*>(values + d);
+  return {values[d], d + 1 < D ? values[d + 1] : 0.0f};
 }
 
 // Grid: rows (kRowsOfBlock a block) x groups of 64 channels.
@@ -109,29 +35,44 @@ template <typename Type, int kWarps, int kRowsOfBlock>
 __global__ void __launch_bounds__(32 * kWarps * kRowsOfBlock)
     combine_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan, bool rotated) {
   static_assert(kWarps == 1 || kRowsOfBlock == 1, "a barrier of the block is one of the row");
-  const int warp = threadIdx.x / 32, D = static_cast<int>(a.D);
-  const int d = static_cast<int>(blockIdx.y) * 64 + 2 * static_cast<int>(threadIdx.x % 32);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, D = static_cast<int>(a.D);
+  const int d = static_cast<int>(blockIdx.y) * 64 + 2 * lane;
   const unsigned row = blockIdx.x * kRowsOfBlock + warp / kWarps;
   const unsigned H = static_cast<unsigned>(a.H), T = static_cast<unsigned>(a.T), group = plan.group;
   const unsigned h = row % H, t = row / H % T, b = row / H / T;
   if (b >= a.B) return;
   const unsigned stored = h / group * plan.rows + t * group + h % group;
   // What only kernels before the last one wrote: see wait_for_previous().
-  const Parts parts = parts_of(a, plan, b);
+  const Slots slots = slots_of(a, plan, b);
+  const float* values_at = partial_values(a, slots.first, stored);
+  const float2* state_at = partial_state(a, plan, slots.first, stored);
+  const int64_t state_pitch = a.H * a.T, values_pitch = state_pitch * a.D;
   wait_for_previous();
   let_next_begin();
 
-  const int64_t first = a.batch_invariant ? parts.first : parts.first + b;  // as slot_of()
   Sum sum;
-  sum.add_parts(warp % kWarps, kWarps, parts.count, d, D, [&](int i) -> Part {
-    return {partial_values(a, first + i, stored), partial_state(a, plan, first + i, stored)};
-  });
+  for (int first = warp % kWarps; first < slots.count; first += kAtOnce * kWarps) {
+    float2 state[kAtOnce], values[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int part = first + i * kWarps;
+      const bool there = part < slots.count;
+      state[i] = there ? state_at[part * state_pitch] : make_float2(-INFINITY, 0.0f);
+      values[i] = there ? read_two(values_at + part * values_pitch, d, D) : make_float2(0.0f, 0.0f);
+    }
+    sum.add(state, values);
+  }
   if constexpr (kWarps > 1) {
-    __shared__ Sum::Saved saved[kWarps];
-    sum.save(saved[warp]);
+    __shared__ float2 states[kWarps], values[kWarps][32];
+    values[warp][lane] = {sum.value[0], sum.value[1]};
+    if (lane == 0) states[warp] = {sum.largest, sum.weight};
     __syncthreads();
     if (warp > 0) return;
-    sum.join<kWarps>(kWarps, [&](int w) { return saved + w; });
+    float2 each_state[kWarps], each_values[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) each_state[w] = states[w], each_values[w] = values[w][lane];
+    sum = Sum{};
+    sum.add(each_state, each_values);
   }
   sum.write(static_cast<Type*>(a.o) + static_cast<int64_t>(row) * a.D, d, D, rotated);
 }
@@ -142,7 +83,7 @@ Status combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stre
   const int64_t rows = a.B * a.T * a.H;
   if (rows > 0x7ffffff0) return {"paged_attention: more than 2^31 - 16 query rows"};
   // Parts of a sequence, if all are of one length.
-  const int64_t parts = a.batch_invariant ? plan.ranges : plan.ranges / a.B + 2;
+  const int64_t parts = a.invariant ? plan.ranges : plan.ranges / a.B + 2;
   return with_type(a.dtype, [&](auto type) {
     using Type = typename decltype(type)::type;
     const auto start = [&](auto kernel, int warps, int rows_of_block) {

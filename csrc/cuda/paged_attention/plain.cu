@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(256, 1)
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
   wait_for_previous();
   let_next_begin();
-  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) return;
+  if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) return;
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
   const int group = plan.group, rows = min(kRows, plan.rows - first_row);
   float* queries = shared + warp * (kRows + 2) * D;

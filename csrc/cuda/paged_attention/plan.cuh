@@ -7,6 +7,8 @@
 //   tiles      [. . . . . . . .][. . .][. . . . . . .]      |  values, largest score, sum of weights) for each sequence
 //   ranges     0 0 0 0 0 0 1 1   1 1 1  1 2 2 2 2 2 2       |  that it touches, in a slot of its own: range + sequence
 //
+// Or a range is a block's (Plan::blocks), whose warps share each sequence in it (join.cuh).
+//
 // Batch invariant: a fixed number of ranges a sequence, so that the cuts follow from its length alone.
 #pragma once
 #include "cuda/common/launch.cuh"
@@ -14,9 +16,11 @@
 
 namespace nybble::cuda::paged {
 
-constexpr int kRows = 8;       // query rows of a worker: the columns of an 8-column matrix product
-constexpr int kTeam = 8;       // warps that copy together, where they do
-constexpr int kSegments = 64;  // ranges of a sequence, batch invariant
+constexpr int kRows = 8;          // query rows of a worker: the columns of an 8-column matrix product
+constexpr int kTeam = 8;          // warps that copy together, where they do
+constexpr int kShare = 8;         // warps that share a range, where they do
+constexpr int kMostBlocks = 255;  // of a head: a counter has 8 bits beside its mark (join.cuh)
+constexpr int kSegments = 64;     // ranges of a sequence, batch invariant
 
 // Distances in a cache, small enough for 32 bits: data in 16 bytes, scales in those of one token and head.
 struct Reach {
@@ -33,6 +37,8 @@ struct Plan {
   int most;            // tokens of a sequence at most
   int warps;           // of a thread block
   bool team;           // the warps of a block take neighbouring KV heads and copy together
+  int blocks;          // of a virtual head, where a range is a block's (join.cuh); 0: a warp's
+  uint64_t mark;       // of this call
   int64_t slots;       // partial results of one row
   int page_shift;      // of a power of two; -1: of another size
   Reach keys, values;
@@ -43,9 +49,11 @@ __device__ inline int page_of(const PagedAttentionArgs& a, const Plan& plan, int
   return plan.page_shift >= 0 ? token >> plan.page_shift : token / static_cast<int>(a.page);
 }
 
-__device__ inline int length_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
-  const int64_t length = a.lengths[b];
+__device__ inline int clamped(const Plan& plan, int64_t length) {
   return length < 0 ? 0 : length > plan.most ? plan.most : static_cast<int>(length);
+}
+__device__ inline int length_of(const PagedAttentionArgs& a, const Plan& plan, int64_t b) {
+  return clamped(plan, a.lengths[b]);
 }
 
 // The first token that any query of a sequence sees.
@@ -69,7 +77,8 @@ __device__ inline int count_of(const PagedAttentionArgs& a, const Plan& plan, in
 
 // So many tiles cut into ranges: the first `larger` of them have size + 1 tiles, the others size.
 struct Cuts {
-  int size, larger;
+  int size = 0, larger = 0;
+  Cuts() = default;
   __device__ Cuts(int tiles, int ranges) : size(tiles / ranges), larger(tiles - size * ranges) {}
   __device__ int begin(int range) const { return range * size + min(range, larger); }
   __device__ int range_of(int tile) const {
@@ -101,17 +110,18 @@ __device__ inline Before tiles_before(const PagedAttentionArgs& a, const Plan& p
 struct Work {
   int64_t b;
   int tile, count;
+  Cuts cuts;  // of all tiles, unless invariant
 };
 __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, int range) {
-  if (a.batch_invariant) {
+  if (a.invariant) {
     const int64_t b = range / plan.ranges;
     const int part = range % plan.ranges;
     const Cuts cuts(count_of(a, plan, b), plan.ranges);
-    return {b, cuts.begin(part), cuts.begin(part + 1) - cuts.begin(part)};
+    return {b, cuts.begin(part), cuts.begin(part + 1) - cuts.begin(part), {}};
   }
   const Cuts cuts(a.B == 1 ? count_of(a, plan, 0) : tiles_before(a, plan, 0).all, plan.ranges);
   const int begin = cuts.begin(range), count = cuts.begin(range + 1) - begin, lane = threadIdx.x % 32;
-  if (count == 0 || a.B == 1) return {0, begin, count};
+  if (count == 0 || a.B == 1) return {0, begin, count, cuts};
   int passed = 0;
   for (int64_t b = 0; b < a.B; b += 32) {
     const int mine = b + lane < a.B ? count_of(a, plan, b + lane) : 0;
@@ -124,16 +134,24 @@ __device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, in
     const unsigned beyond = __ballot_sync(0xffffffffu, passed + upto > begin);
     if (beyond != 0) {
       const int at = __ffs(static_cast<int>(beyond)) - 1;
-      return {b + at, begin - passed - __shfl_sync(0xffffffffu, upto - mine, at), count};
+      return {b + at, begin - passed - __shfl_sync(0xffffffffu, upto - mine, at), count, cuts};
     }
     passed += __shfl_sync(0xffffffffu, upto, 31);
   }
-  return {0, 0, 0};  // never, as tile `begin` is below their sum; but lengths may change while they are guessed from
+  return {};  // never, as tile `begin` is below their sum; but lengths may change while they are guessed from
+}
+
+// What a warp has of tiles that are all its range has of a sequence.
+__device__ inline Tiles share_of(const Plan& plan, Tiles all) {
+  if (plan.blocks == 0) return all;
+  const Cuts cuts(all.last - all.first, kShare);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  return {all.first + cuts.begin(warp), all.first + cuts.begin(warp + 1)};
 }
 
 // A worker's partial result of a sequence.
 __device__ inline int64_t slot_of(const PagedAttentionArgs& a, int range, int64_t b) {
-  return a.batch_invariant ? range : range + b;
+  return a.invariant ? range : range + b;
 }
 
 // Scratch: first D floats a slot and row, then the largest score and the sum of weights of each.
@@ -147,7 +165,7 @@ __device__ inline float2* partial_state(const PagedAttentionArgs& a, const Plan&
 }
 
 inline int64_t workers_of(const PagedAttentionArgs& a, const Plan& plan) {
-  return static_cast<int64_t>(plan.heads) * plan.ranges * (a.batch_invariant ? a.B : 1);
+  return static_cast<int64_t>(plan.heads) * plan.ranges * (a.invariant ? a.B : 1);
 }
 
 // The kernel of one storage, launched; `nullptr` for what a device or a shape has none for.

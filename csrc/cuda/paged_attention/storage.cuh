@@ -175,6 +175,11 @@ struct Tile {
   __device__ static int place(int token, int unit) {
     return (token * kUnits + (unit ^ (token / (8 / kCycle) % kCycle))) * 16;
   }
+  // From place(token, unit < 2) in a tile at `address` to unit + u, u even; tokens 16 further lie 16 rows further.
+  static constexpr int kAligned = kCycle * 16;
+  __device__ static unsigned step(unsigned address, int u) {
+    return (address ^ u % kCycle * 16) + u / kCycle * kCycle * 16;
+  }
   __device__ static constexpr int scales() { return kTokens * kUnits * 16; }
 };
 

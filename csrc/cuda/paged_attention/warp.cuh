@@ -1,168 +1,34 @@
 // Attention of a few queries over paged keys and values, for tensor cores. A warp has its own range of tiles
-// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Only copying may be shared
-// (loader.cuh).
+// (plan.cuh), its own ring of stages in shared memory, its own running maximum. Copying may be shared (loader.cuh), and
+// a range, whose parts are then added up here (join.cuh).
 //
 //   stage ring   tile j is computed    j + 1 ... have arrived or are on their way    the stage of j - 1 is filled anew
 //   scores       S [tokens, rows] = K q^T        rows of queries are the 8 columns of each product
 //   weights      P = exp2(S - largest); the turned registers of S are the second operand of
 //   sums         O [channels, rows] += V^T P
-//
-// Codes are never scaled one by one: the scale of 32 channels multiplies their part of a score, and the weight of a
-// token before it meets the values. Rotated keys meet a rotated q, since q . (R k) = (R q) . k; rotated values give a
-// rotated sum, which `combine` turns back once.
 #pragma once
-#include "cuda/paged_attention/loader.cuh"
-#include "cuda/paged_attention/queries.cuh"
+#include "cuda/paged_attention/join.cuh"
+#include "cuda/paged_attention/products.cuh"
 
 namespace nybble::cuda::paged {
 
-// Neighbouring words from an address that is a multiple of their size, or of 16.
-template <int kWords>
-__device__ inline void read_words(unsigned (&words)[kWords], const char* from) {
-  if constexpr (kWords == 1) {
-    words[0] = *reinterpret_cast<const unsigned*>(from);
-  } else if constexpr (kWords == 2) {
-    const uint2 v = *reinterpret_cast<const uint2*>(from);
-    words[0] = v.x, words[1] = v.y;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWords / 4; ++i) {
-      const uint4 v = reinterpret_cast<const uint4*>(from)[i];
-      words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
-    }
-  }
-}
-
-// Half of a warp's tile: scores of 16 tokens.
-template <typename S, typename Storage>
-__device__ inline void find_scores(float (&scores)[4], unsigned keys, const char* shared_scales, int first,
-                                   const Queries<Storage, S::D>& q) {
-  using Tile = typename S::Keys;
-  const int lane = threadIdx.x % 32, g = lane / 4;
-  const int token = first + lane % 16, low_unit = lane / 16;
-  constexpr int kSums = 2;  // beside each other, as a product waits for the one it adds to
-  float sums[kSums][4] = {};
-  float scale[2][S::D / 32];
-  if constexpr (Storage::kScaled) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      unsigned words[S::D / 64];
-      read_words(words, shared_scales + (first + g + 8 * i) * Tile::kScaleBytes);
-#pragma unroll
-      for (int c = 0; c < S::D / 64; ++c) {
-        const float2 two = __half22float2(reinterpret_cast<const __half2&>(words[c]));
-        scale[i][2 * c] = two.x;
-        scale[i][2 * c + 1] = two.y;
-      }
-    }
-  }
-#pragma unroll
-  for (int u = 0; u < Tile::kUnits; u += 2) {
-    unsigned r[4], a[Storage::kProducts][4];
-    load_matrices<false>(r, keys + Tile::place(token, u + low_unit));
-    Storage::keys(r, a);
-    const int k = u / 2 * Storage::kProducts;
-    if constexpr (Storage::kScaled) {
-#pragma unroll
-      for (int i = 0; i < Storage::kProducts; i += 2) {  // 32 channels
-        float part[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) part[j] = q.zero[(k + i) / 2][j];
-        multiply_add<typename Storage::T>(part, a[i], q.operand[k + i][0], q.operand[k + i][1]);
-        multiply_add<typename Storage::T>(part, a[i + 1], q.operand[k + i + 1][0], q.operand[k + i + 1][1]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[0][j] += part[j] * scale[j / 2][(k + i) / 2];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < Storage::kProducts; ++i)
-        multiply_add<typename Storage::T>(sums[(k + i) % kSums], a[i], q.operand[k + i][0], q.operand[k + i][1]);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < 4; ++j) scores[j] = sums[0][j] + sums[1][j];
-}
-
-template <typename Storage, int D>
-struct Sums {
-  float values[D / 16][4] = {};
-  float zero[Storage::kScaled ? D / 32 : 1][4] = {};  // what the codes' zero point takes off
-
-  __device__ void fade(int c, float factor) {
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) values[k][c] *= factor, values[k][c + 2] *= factor;
-    if constexpr (Storage::kScaled) {
-#pragma unroll
-      for (int k = 0; k < D / 32; ++k) zero[k][c] *= factor, zero[k][c + 2] *= factor;
-    }
-  }
-  // Row g (g + 8 if high) of product k, column 2t + c.
-  __device__ float get(int k, int c, int high) const {
-    if constexpr (Storage::kScaled)
-      return (values[k][c + 2 * high] + zero[k / 2][c + 2 * high]) * (high ? kCodeUnit / Storage::kHigh : kCodeUnit);
-    else
-      return values[k][c + 2 * high];
-  }
-};
-
-// sums += V^T P over 16 tokens; weights are P's two registers.
-template <typename S, typename Storage>
-__device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, const char* shared_scales, int first,
-                                  const unsigned (&weights)[2]) {
-  using Tile = typename S::Values;
-  const int lane = threadIdx.x % 32, t = lane % 4;
-  const int token = first + lane % 8 + lane / 16 * 8, low_unit = lane / 8 % 2;
-  unsigned scaled[S::D / 32][2];
-  if constexpr (Storage::kScaled) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      unsigned words[S::D / 32];  // of two tokens
-      read_words(words, shared_scales + (first + 2 * t + 8 * i) * Tile::kScaleBytes);
-#pragma unroll
-      for (int c = 0; c < S::D / 64; ++c)
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const unsigned two = __byte_perm(words[c], words[c + S::D / 64], side ? 0x7632 : 0x5410);
-          const __half2 v =
-              __hmul2(reinterpret_cast<const __half2&>(two), reinterpret_cast<const __half2&>(weights[i]));
-          scaled[2 * c + side][i] = reinterpret_cast<const unsigned&>(v);
-        }
-    }
-    unsigned zeros[4];
-    zero_points<Storage>(false, zeros);
-#pragma unroll
-    for (int c = 0; c < S::D / 32; ++c)
-      multiply_add<typename Storage::T>(sums.zero[c], zeros, scaled[c][0], scaled[c][1]);
-  }
-#pragma unroll
-  for (int u = 0; u < Tile::kUnits; u += 2) {
-    unsigned r[4], a[Storage::kProducts][4];
-    load_matrices<true>(r, values + Tile::place(token, u + low_unit));
-    Storage::values(r, a);
-#pragma unroll
-    for (int i = 0; i < Storage::kProducts; ++i) {
-      const int k = u / 2 * Storage::kProducts + i;
-      if constexpr (Storage::kScaled)
-        multiply_add<typename Storage::T>(sums.values[k], a[i], scaled[k / 2][0], scaled[k / 2][1]);
-      else
-        multiply_add<typename Storage::T>(sums.values[k], a[i], weights[0], weights[1]);
-    }
-  }
-}
-
-template <typename S, typename KeyStorage, typename ValueStorage, int kTeam>
+template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins>
 __global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
   constexpr int D = S::D, kHalves = S::kTokens / 16;
+  // Begins before the last kernel has ended, where that is worth its instructions: of codes, in short work.
+  constexpr bool kGuess = (S::kWindow || kJoins) && kTeam == 1;
+  constexpr bool kAhead = S::kAhead && !kJoins;
+  constexpr bool kHolds = S::kWindow && D <= 128;  // there are registers for the next sequence's queries
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t worker = static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
+  const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
   const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
-  if (range >= (a.batch_invariant ? plan.ranges * a.B : plan.ranges)) {
+  if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
     wait_for_previous();
     let_next_begin();
     return;
@@ -177,74 +43,112 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
-  Loader<S, kTeam> loader(a, plan, head, shared_address(ring), shared_address(barriers));
-  // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
+  Loader<S, kTeam, kGuess> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  __shared__ float2 states[kShare][kRows];
+  static_assert(S::kQuery >= Join<D>::kBytes, "what warps add up takes the room of queries");
+  Join<D> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  RawQueries<D> raw;
+  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  int more = S::kStages - 1 - kFirst;
   Work work{};
-  bool sure = !S::kGuess || a.B > 32;
-  int64_t length = 0;
-  if (!sure) {
-    length = lane < a.B ? static_cast<const volatile int64_t*>(a.lengths)[lane] : 0;
+  int64_t known = 0;  // the next sequence's length
+  // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
+  bool sure = !kGuess || a.B > 32;
+  if (sure) {
+    wait_for_previous();
+    let_next_begin();
+    // The block table on its way while the lengths are.
+    if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
+  }
+  while (true) {
+    int64_t length = 0, length_now = 0;
+    if (!sure && lane < a.B) length = static_cast<const volatile int64_t*>(a.lengths)[lane];
     work = work_of(a, plan, range);
     loader.begin(work);
-  }
-  wait_for_previous();
-  let_next_begin();
-  // The block table on its way while the lengths are.
-  if (sure && a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
-  RawQueries<D> raw;
-  constexpr int kFirst = S::kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
-  int more = S::kStages - 1 - kFirst;
-  while (true) {
-    if (sure) {
-      work = work_of(a, plan, range);
-      loader.begin(work);
-    }
-    const PageWindow window = loader.window();
-    int64_t length_now = length;
-    int page_now = window.page;
+    const int page = loader.page();
+    int page_now = page;
     if (!sure) {
+      wait_for_previous();
+      let_next_begin();
       if (lane < a.B) length_now = static_cast<const volatile int64_t*>(a.lengths)[lane];
-      if (window.b >= 0) page_now = window.read(a);
+      page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    if constexpr (S::kGuess) raw.load(a, plan, work.b, head, first_row);
+    known = a.lengths[work.b];
+    if constexpr (kGuess) raw.load(a, plan, work.b, head, first_row);
+    if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
-    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == window.page)) break;
+    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == page)) break;
     wait_for_copies<0>();
     __threadfence();
     sure = true;
   }
 
+  const Places<S> places;
+  static_assert(S::Keys::kBytes % S::Values::kAligned == 0 && S::kStage % S::Keys::kAligned == 0 &&
+                    S::kStage % S::Values::kAligned == 0,
+                "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
+  bool asked = kGuess;
+  unsigned bit = 1;
+  int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
-    const int length = length_of(a, plan, work.b);
+    const int length = clamped(plan, known);
+    const int64_t next = min(work.b + 1, a.B - 1);  // what is needed of it is asked for long before
+    if (next > work.b) known = a.lengths[next];
     const Tiles tiles = tiles_of(a, plan, length);
-    const int begin = tiles.first + work.tile, end = min(tiles.last, begin + left);
-    if (begin >= end) {
-      if (S::kGuess) raw.load(a, plan, min(work.b + 1, a.B - 1), head, first_row);
-      continue;
+    const int first = tiles.first + work.tile, last = min(tiles.last, first + left), these = before;
+    before += tiles.last - tiles.first;
+    const bool none = first >= last;
+    if (!asked) {
+      raw.load(a, plan, work.b, head, first_row);
+      if constexpr (kJoins) join.ask(work.b);
     }
-    left -= end - begin;
-
-    if (!S::kGuess) raw.load(a, plan, work.b, head, first_row);
-    const float missing =
-        missing_pages(a, plan, work.b, max(begin * S::kTokens, first_seen(a, length)), min(end * S::kTokens, length));
+    asked = kHolds;
     Queries<KeyStorage, D> q;
-    q.load(raw, a, plan, head, first_row, length, room);
+    Part part{work.b, 0, 0, range};
+    if (!none) {
+      left -= last - first;
+      q.load(raw, a, plan, head, first_row, length, room);
+      if constexpr (kJoins) {
+        part.first = work.cuts.range_of(these);
+        part.count = work.cuts.range_of(before - 1) - part.first + 1;
+        join.begin(part);
+      }
+    }
+    if (kHolds && left > 0) {
+      raw.load(a, plan, next, head, first_row);
+      if constexpr (kJoins) join.ask(next);
+    }
+    if (none) continue;
+    const Tiles share = kJoins ? share_of(plan, {first, last}) : Tiles{first, last};
+    const int begin = share.first, end = share.last;
     for (; more > 0; --more) loader.next();
     Sums<ValueStorage, D> sums;
-    float largest[2] = {-INFINITY, -INFINITY}, weight[2] = {};
+    // `base`: what comes off a score before it is an exponent.
+    float largest[2] = {-INFINITY, -INFINITY}, base[2] = {}, weight[2] = {};
+    // Tokens that all queries see.
+    const int seen_from = a.window > 0 && a.window < length ? length - static_cast<int>(a.window) : 0;
+    const int seen_to = length - static_cast<int>(a.T);
 
-    for (int tile = begin; tile < end; ++tile) {
-      loader.wait(stage, turn);
-      const char* at = ring + stage * S::kStage;
-      const unsigned keys = shared_address(at), values = keys + S::Keys::kBytes;
-
-      float scores[kHalves][4];
+    float scores[kHalves][4];
+    const auto find = [&](int of_stage) {
+      const char* at = ring + of_stage * S::kStage;
+      const unsigned keys = shared_address(at) + places.keys;
 #pragma unroll
-      for (int i = 0; i < kHalves; ++i) find_scores<S, KeyStorage>(scores[i], keys, at + S::Keys::scales(), 16 * i, q);
+      for (int i = 0; i < kHalves; ++i) find_scores<S, KeyStorage>(scores[i], keys, at + places.key_scales, 16 * i, q);
+    };
+    if constexpr (kAhead) {
+      loader.wait(stage, turn);
+      find(stage);
+    }
+    for (int tile = begin; tile < end; ++tile) {
+      if constexpr (!kAhead) {
+        loader.wait(stage, turn);
+        find(stage);
+      }
       loader.next();  // into the stage of the tile before, which every lane has left; meanwhile the products are made
 
       const int token = tile * S::kTokens + g;  // of scores[0][0], [0][1]; [.][2] and [.][3] are 8 further, [1] 16
@@ -266,8 +170,7 @@ __global__ void __launch_bounds__(256, 1)
           for (int j = 0; j < 4; ++j)
             scores[i][j] += q.slope[j % 2] * static_cast<float>(token + 16 * i + j / 2 * 8 - q.place[j % 2]);
       }
-      const int last = tile * S::kTokens + S::kTokens - 1;
-      if (last > length - a.T || (a.window > 0 && last - S::kTokens < length - 1 - a.window)) {
+      if (tile * S::kTokens < seen_from || tile * S::kTokens + S::kTokens - 1 > seen_to) {
 #pragma unroll
         for (int i = 0; i < kHalves; ++i)
 #pragma unroll
@@ -289,13 +192,15 @@ __global__ void __launch_bounds__(256, 1)
             top[c] = fmaxf(top[c], __shfl_xor_sync(0xffffffffu, top[c], offset));
           const float fade = largest[c] == top[c] ? 1.0f : exp2f(largest[c] - top[c]);
           largest[c] = top[c];
+          base[c] = top[c] == -INFINITY ? 0.0f : top[c] - kLift;
           weight[c] *= fade;
           sums.fade(c, fade);
         }
       }
-      float base[2];
-#pragma unroll
-      for (int c = 0; c < 2; ++c) base[c] = largest[c] == -INFINITY ? 0.0f : largest[c] - kLift;
+      const bool wraps = stage + 1 == S::kStages;
+      const int next_stage = wraps ? 0 : stage + 1, next_turn = turn + (wraps ? 1 : 0);
+      if (kAhead && (tile + 1 < end || left > 0)) loader.wait(next_stage, next_turn);
+      unsigned weights[kHalves][2];
 #pragma unroll
       for (int i = 0; i < kHalves; ++i) {
 #pragma unroll
@@ -303,42 +208,68 @@ __global__ void __launch_bounds__(256, 1)
           scores[i][j] = exp2_fast(scores[i][j] - base[j % 2]);
           weight[j % 2] += scores[i][j];
         }
-        const unsigned weights[2] = {transposed(pack<T>(scores[i][0], scores[i][1])),
-                                     transposed(pack<T>(scores[i][2], scores[i][3]))};
-        add_values<S, ValueStorage>(sums, values, at + S::Keys::kBytes + S::Values::scales(), 16 * i, weights);
+        weights[i][0] = transposed(pack<T>(scores[i][0], scores[i][1]));
+        weights[i][1] = transposed(pack<T>(scores[i][2], scores[i][3]));
       }
+      // The next tile's scores (of no meaning where there is none) have nothing to do with what follows: each of the
+      // two is done while the other waits.
+      if constexpr (kAhead) find(next_stage);
+      const char* at = ring + stage * S::kStage + S::Keys::kBytes;
+#pragma unroll
+      for (int i = 0; i < kHalves; ++i)
+        add_values<S, ValueStorage>(sums, shared_address(at) + places.values, at + places.value_scales, 16 * i,
+                                    weights[i]);
       loader.release(stage);
-      if (++stage == S::kStages) stage = 0, ++turn;
+      stage = next_stage, turn = next_turn;
     }
 
-    const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
-      const int r = 2 * t + c;
-      if (first_row + r >= plan.rows) continue;
-      float* out = partial_values(a, slot, row0 + r);
-#pragma unroll
-      for (int k = 0; k < D / 16; ++k)
-#pragma unroll
-        for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
-      if (g == 0) *partial_state(a, plan, slot, row0 + r) = {largest[c] - kLift, weight[c] + missing};
+    float spoilt = 0.0f;
+    if (begin < end) {
+      if (__any_sync(0xffffffffu, loader.missing(bit))) spoilt = NAN;
+      bit = __funnelshift_l(bit, bit, 1);
     }
-    if (S::kGuess && left > 0) raw.load(a, plan, work.b + 1, head, first_row);
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+      for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
+    const float2 state[2] = {{largest[0] - kLift, weight[0] + spoilt}, {largest[1] - kLift, weight[1] + spoilt}};
+    if constexpr (kJoins) {
+      join.end(
+          part, state, ValueStorage::kScaled,
+          [&](int k, int high) { return ValueStorage::channel_of_value(k, g, high); },
+          [&](int c, int k, int high) { return sums.get(k, c, high); });
+    } else {
+      const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int r = 2 * t + c;
+        if (first_row + r >= plan.rows) continue;
+        float* out = partial_values(a, slot, row0 + r);
+#pragma unroll
+        for (int k = 0; k < D / 16; ++k)
+#pragma unroll
+          for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
+        if (g == 0) *partial_state(a, plan, slot, row0 + r) = state[c];
+      }
+    }
   }
+  if constexpr (kJoins)
+    if (range == 0 && (a.B > 1 || work.count == 0)) join.write_empty();
 #endif
 }
 
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1>;
+  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false>;
+  if constexpr (D <= 128)
+    if (plan.blocks > 0) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true>;
   if constexpr (S::kTeam > 1)
-    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam>;
+    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
-  const int64_t blocks = (workers_of(a, plan) + plan.warps - 1) / plan.warps;
+  const int64_t blocks = plan.blocks > 0 ? static_cast<int64_t>(plan.blocks) * plan.heads
+                                         : (workers_of(a, plan) + plan.warps - 1) / plan.warps;
   if (blocks > 0x7fffffff) return {"paged_attention: too many sequences and heads"};
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(32 * plan.warps), bytes, stream, gpu().sm >= 90, a,
                 plan);

@@ -23,7 +23,7 @@ def paged_attention(
     scale: float,
     window: int,
     softcap: float,
-    batch_invariant: bool = False,
+    invariant: bool = False,
 ) -> Tensor:
     """One sequence at a time: its pages gathered, then scores, softmax, sum."""
     _check(q, block_table, lengths, slopes, window, softcap)

@@ -1,0 +1,178 @@
+// Ranges for blocks, not warps: the warps of a block take their shares of each sequence in its range and add them up in
+// shared memory. Where a sequence lies in one range only, that is the answer. Otherwise the block leaves pieces, each
+// 64 channels of one row, in scratch, and the warp that leaves the last one of a kind adds these up, always in the
+// order of the ranges. No second kernel follows.
+//
+// That it is the last it knows by counting. Scratch holds anything at first: a counter that does not bear the mark of
+// this call, 56 bits which chance does not bring about, is begun anew by whoever comes first.
+#pragma once
+#include "cuda/paged_attention/plan.cuh"
+#include "cuda/paged_attention/sum.cuh"
+
+namespace nybble::cuda::paged {
+
+struct Piece {
+  float2 values[32], state;
+};
+
+// Counters of scratch, then pieces: one for each sequence, or range and sequence, and virtual head, row, 64 channels.
+inline int64_t join_bytes(const PagedAttentionArgs& a, const Plan& plan) {
+  const int64_t kinds = plan.heads * kRows * ((a.D + 63) / 64);
+  return kinds * (a.B * sizeof(uint64_t) + (plan.blocks + a.B) * sizeof(Piece));
+}
+
+// A part of a sequence, of all ranges that have one.
+struct Part {
+  int64_t b;
+  int first, count, mine;  // ranges
+};
+
+template <int D>
+class Join {
+ public:
+  static constexpr int kAtOnce = kRows / 2;  // rows for which there is room
+  static constexpr int kBytes = kAtOnce * D * 4;
+
+  // `room`: the first warp's kBytes, the others' follow. `states`: of each warp and row.
+  __device__ Join(const PagedAttentionArgs& a, const Plan& plan, int virtual_head, char* room, float2 (*states)[kRows])
+      : a_(a),
+        plan_(plan),
+        virtual_head_(virtual_head),
+        head_(virtual_head / plan.blocks_of_head),
+        first_row_(virtual_head % plan.blocks_of_head * kRows),
+        rows_(min(kRows, plan.rows - first_row_)),
+        room_(reinterpret_cast<float*>(room)),
+        states_(states) {}
+
+  // Counters of sequence b, once nothing else writes to scratch: looked at here, needed in begin().
+  __device__ void ask(int64_t b) {
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i)
+      seen_[i] =
+          *static_cast<volatile unsigned long long*>(counter(b, static_cast<int>(threadIdx.x) / 32 + i * kWarps));
+  }
+  // Before end().
+  __device__ void begin(const Part& part) const {
+    if (part.count == 1 || threadIdx.x % 32 != 0) return;
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i)
+      if ((seen_[i] & ~255ull) != plan_.mark)
+        atomicCAS(counter(part.b, static_cast<int>(threadIdx.x) / 32 + i * kWarps), seen_[i], plan_.mark);
+  }
+
+  // All warps, each with its share. `values(c, k, high)`: of row 2t + c, at channel(k, high).
+  template <typename Channel, typename Values>
+  __device__ void end(const Part& part, const float2 (&state)[2], bool rotated, Channel channel, Values values) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
+    __syncwarp();
+    for (int r0 = 0; r0 < rows_; r0 += kAtOnce) {
+      if (2 * t / kAtOnce == r0 / kAtOnce) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
+#pragma unroll
+          for (int k = 0; k < D / 16; ++k)
+#pragma unroll
+            for (int high = 0; high < 2; ++high) row[channel(k, high)] = values(c, k, high);
+          if (lane < 4) states_[warp][2 * t + c] = state[c];
+        }
+      }
+      __syncthreads();
+      for (int kind = r0 * kGroups + warp; kind < min(rows_, r0 + kAtOnce) * kGroups; kind += kWarps) {
+        const int row = kind / kGroups, d = kind % kGroups * 64 + 2 * lane;
+        Sum sum = of_block(row, row - r0, d);
+        if (part.count > 1) {
+          Piece* mine = piece(part, part.mine, kind);
+          mine->values[lane] = {sum.value[0], sum.value[1]};
+          if (lane == 0) mine->state = {sum.largest, sum.weight};
+          if (!is_last(part, kind)) continue;
+          sum = of_all(part, kind);
+        }
+        write(sum, part.b, row, d, rotated);
+      }
+      __syncthreads();
+    }
+  }
+
+  // Zeros for the sequences without tokens that are seen, which nobody has a part of. One block of a head calls it.
+  __device__ void write_empty() const {
+    for (int64_t b = threadIdx.x / 32; b < a_.B; b += kWarps) {
+      if (count_of(a_, plan_, b) > 0) continue;
+      for (int kind = 0; kind < rows_ * kGroups; ++kind)
+        write(Sum{}, b, kind / kGroups, kind % kGroups * 64 + 2 * static_cast<int>(threadIdx.x % 32), false);
+    }
+  }
+
+ private:
+  static constexpr int kGroups = (D + 63) / 64, kKinds = kRows * kGroups, kWarps = kShare;
+
+  __device__ unsigned long long* counter(int64_t b, int kind) const {
+    return static_cast<unsigned long long*>(a_.scratch) + (b * plan_.heads + virtual_head_) * kKinds + kind;
+  }
+  __device__ Piece* piece(const Part& part, int range, int kind) const {
+    Piece* all = reinterpret_cast<Piece*>(static_cast<unsigned long long*>(a_.scratch) + a_.B * plan_.heads * kKinds);
+    return all + ((range + part.b) * plan_.heads + virtual_head_) * kKinds + kind;
+  }
+
+  __device__ Sum of_block(int row, int row_of_room, int d) const {
+    float2 state[kWarps], values[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      state[w] = states_[w][row];
+      values[w] = d < D ? *reinterpret_cast<const float2*>(room_ + (w * kAtOnce + row_of_room) * D + d)
+                        : make_float2(0.0f, 0.0f);
+    }
+    Sum sum;
+    sum.add(state, values);
+    return sum;
+  }
+
+  // Whether this warp is the last of those that count; if so, it sees what they wrote, and the count begins anew.
+  __device__ bool is_last(const Part& part, int kind) const {
+    bool last = false;
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      __threadfence();
+      unsigned long long* count = counter(part.b, kind);
+      last = atomicAdd(count, 1ull) == plan_.mark + part.count - 1;
+      if (last) *count = plan_.mark;
+      __threadfence();
+    }
+    return __shfl_sync(0xffffffffu, last, 0);
+  }
+
+  __device__ Sum of_all(const Part& part, int kind) const {
+    constexpr int kSome = 16;
+    Sum sum;
+    for (int first = 0; first < part.count; first += kSome) {
+      float2 state[kSome], values[kSome];
+#pragma unroll
+      for (int i = 0; i < kSome; ++i) {
+        const bool there = first + i < part.count;
+        const Piece* from = piece(part, part.first + first + i, kind);
+        state[i] = there ? __ldcg(&from->state) : make_float2(-INFINITY, 0.0f);
+        values[i] = there ? __ldcg(&from->values[threadIdx.x % 32]) : make_float2(0.0f, 0.0f);
+      }
+      sum.add(state, values);
+    }
+    return sum;
+  }
+
+  __device__ void write(const Sum& sum, int64_t b, int row, int d, bool rotated) const {
+    const int r = first_row_ + row, t = r / plan_.group, h = head_ * plan_.group + r % plan_.group;
+    const int64_t at = ((b * a_.T + t) * a_.H + h) * D;
+    if (a_.dtype == DType::bf16)
+      sum.write(static_cast<__nv_bfloat16*>(a_.o) + at, d, D, rotated);
+    else
+      sum.write(static_cast<__half*>(a_.o) + at, d, D, rotated);
+  }
+
+  const PagedAttentionArgs& a_;
+  const Plan& plan_;
+  const int virtual_head_, head_, first_row_, rows_;
+  float* const room_;
+  float2 (*const states_)[kRows];
+  unsigned long long seen_[kGroups] = {};
+};
+
+}  // namespace nybble::cuda::paged
