@@ -35,7 +35,7 @@ struct PagedAttentionArgs {
   int64_t window;
   float softcap;
   bool invariant;  // CUDA: the bits of a sequence's result depend on that sequence alone
-  void* scratch;         // CUDA: cuda::paged_attention_scratch_bytes(args), from a 16-byte boundary, any content
+  void* scratch;   // CUDA: cuda::paged_attention_scratch_bytes(args), from a 16-byte boundary, any content
 };
 
 namespace cpu {
