@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cuda/qmatmul/few_kernel.cuh"
+#include "cuda/qmatmul/few_registers.cuh"
 #include "cuda/qmatmul/few_ring.cuh"
 #include "cuda/qmatmul/qmatmul.h"
 #include "cuda/qmatmul/wide.h"

@@ -7,8 +7,8 @@
 //      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the part, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-//   few_kernel.cuh   one width, a group to four tiles or more: a warp reads tiles from memory straight into registers
-//   few_ring.cuh     anything else: into a ring of its own in shared memory
+//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers
+//   few_ring.cuh        anything else: into a ring of its own in shared memory
 //
 // No barrier stands between the memory and the tensor cores. What a warp sums up of a column block it leaves in shared
 // memory; at the end the shares of each column block are added up in order, and those of the cluster's blocks. Weights
@@ -44,8 +44,8 @@ constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
 // What a quad takes of a block's time, about.
 constexpr int few_cost(int bits) { return bits + 2; }
 
-// A warp leaves its share of pair p (a part's column block; parts one after another) in slot p + warp, further for each
-// part before it by the number of warps: as stretches follow each other, no two meet there.
+// A warp leaves its share of a part's column block in slot (column block + warp), a part's slots after those of the
+// part before: as stretches follow each other, no two meet there.
 __host__ __device__ constexpr int few_slots(int parts, int columns) { return parts * (columns + kFewWarps); }
 constexpr int kFewShareRow = kTileColumns + 4;  // and four that keep rows out of each other's banks
 

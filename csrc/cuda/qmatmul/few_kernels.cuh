@@ -1,6 +1,6 @@
 // Every few_kernel of a dtype: files of their own, as they take the time to compile.
 #pragma once
-#include "cuda/qmatmul/few_kernel.cuh"
+#include "cuda/qmatmul/few_registers.cuh"
 
 namespace nybble::cuda {
 

@@ -1,5 +1,5 @@
-// Tiles of a packed matrix times a few rows of x, for one warp (sm_80 and later): the inner loop of few_kernel.cuh and
-// few_ring.cuh.
+// Tiles of a packed matrix times a few rows of x, for one warp (sm_80 and later): the inner loop of few_registers.cuh
+// and few_ring.cuh.
 //
 //   y^T = W^T x^T: a decoded tile is two operands A (16 columns of W by 16 k) as it stands, x^T is B (16 k by 8 rows)
 //
