@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -127,6 +128,17 @@ class Section:
     rows: list[dict[str, Any]]
 
 
+def command(arguments: Sequence[str]) -> str:
+    """What was typed, to type it again elsewhere: a file of this machine is its name alone.
+
+    >>> command(["bench", "ops", "--out", "/home/me/ops.json"])
+    'nybble bench ops --out ops.json'
+    """
+    return shlex.join(
+        ["nybble", *(Path(a).name if Path(a).is_absolute() else a for a in arguments)]
+    )
+
+
 @dataclass(frozen=True)
 class Report:
     """One run of one benchmark."""
@@ -142,7 +154,7 @@ class Report:
         """All of it, for JSON."""
         return {
             "benchmark": self.benchmark,
-            "command": shlex.join(["nybble", *sys.argv[1:]]),
+            "command": command(sys.argv[1:]),
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "device": self.device,
             "versions": versions(),

@@ -2,15 +2,9 @@
 #pragma once
 #include "cuda/attention/rows.cuh"
 #include "cuda/common/mma.cuh"
+#include "cuda/common/number.cuh"
 
 namespace nybble::cuda {
-
-// 2^x in one instruction; exp2f spends more on denormal results, which are zeros here.
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // The running softmax of one 16 x 8 kN block of scores a warp, as multiply_add leaves them. A lane has two rows.
 struct Softmax {
@@ -28,14 +22,14 @@ struct Softmax {
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
       const float base = top == -INFINITY ? 0.0f : top * factor;  // nothing seen yet: every weight is 0
-      fade[r] = exp2_fast(largest[r] * factor - base);
+      fade[r] = exp2_approximate(largest[r] * factor - base);
       largest[r] = top;
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          scores[n][i] = exp2_fast(scores[n][i] * factor - base);
+          scores[n][i] = exp2_approximate(scores[n][i] * factor - base);
           sum += scores[n][i];
         }
       total[r] = total[r] * fade[r] + sum;

@@ -26,7 +26,8 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16(v);
 }
 
-// 2^x, to two units in the last place; 0 for -infinity.
+// 2^x in one instruction, to two units in the last place; 0 for -infinity and where exp2f would spend more on a
+// denormal result.
 __device__ inline float exp2_approximate(float x) {
 #ifdef __HIP__
   return __builtin_amdgcn_exp2f(x);

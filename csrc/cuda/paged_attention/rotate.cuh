@@ -1,7 +1,7 @@
 // The rotation of a group of 64 channels that kv_quantize stores, on floats: elements of even and of odd index, each a
 // vector of 32, times the Hadamard matrix. Lane l of a warp holds elements 2l and 2l + 1.
 #pragma once
-#include "cuda/common/number.cuh"
+#include <cuda_runtime.h>
 
 namespace nybble::cuda::paged {
 
@@ -15,8 +15,5 @@ __device__ inline void rotate(float (&v)[2]) {
       v[e] = other + (lane & step ? -v[e] : v[e]);
     }
 }
-
-// 2^x, to two units in the last place; 0 for -infinity.
-__device__ inline float exp2_fast(float x) { return exp2_approximate(x); }
 
 }  // namespace nybble::cuda::paged

@@ -15,12 +15,12 @@ struct Sum {
     float top = largest;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) top = fmaxf(top, state[i].x);
-    const float base = top == -INFINITY ? 0.0f : top, fade = exp2_fast(largest - base);
+    const float base = top == -INFINITY ? 0.0f : top, fade = exp2_approximate(largest - base);
     largest = top;
     weight *= fade, value[0] *= fade, value[1] *= fade;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {
-      const float factor = exp2_fast(state[i].x - base);
+      const float factor = exp2_approximate(state[i].x - base);
       weight += factor * state[i].y, value[0] += factor * values[i].x, value[1] += factor * values[i].y;
     }
   }

@@ -205,7 +205,7 @@ __global__ void __launch_bounds__(256, 1)
       for (int i = 0; i < kHalves; ++i) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          scores[i][j] = exp2_fast(scores[i][j] - base[j % 2]);
+          scores[i][j] = exp2_approximate(scores[i][j] - base[j % 2]);
           weight[j % 2] += scores[i][j];
         }
         weights[i][0] = transposed(pack<T>(scores[i][0], scores[i][1]));

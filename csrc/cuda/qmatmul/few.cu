@@ -28,8 +28,6 @@ struct Cut {
   size_t sums_at, scratch_at, block_sums_at, ring_at, shares_at, shared;
 };
 
-int quads_of(const FewPart& p) { return ceil_div(p.count, 4); }
-
 bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
 
 // The k block at `cost` from the front, moved to where a quad begins.
@@ -37,7 +35,7 @@ int k_at(const FewMatrix& m, int64_t cost) {
   int k = 0;
   for (int i = 0; i < m.parts; ++i) {
     const FewPart& p = m.part[i];
-    const int64_t all = static_cast<int64_t>(quads_of(p)) * few_cost(p.bits);
+    const int64_t all = static_cast<int64_t>(p.quads()) * few_cost(p.bits);
     if (cost < all) return p.first + std::min(p.count, static_cast<int>(cost / few_cost(p.bits)) * 4);
     cost -= all;
     k = p.first + p.count;
@@ -50,14 +48,14 @@ Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, i
   const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
   Cut c{rows, splits, clusters, NB / clusters, NB % clusters, {}, slots, 0, 0, 0, 0, 0, 0, 0};
   int64_t cost = 0;
-  for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(quads_of(m.part[i])) * few_cost(m.part[i].bits);
+  for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(m.part[i].quads()) * few_cost(m.part[i].bits);
   int quads = 0, parts = 0;  // of a block, at most
   for (int split = 1; split <= splits; ++split) {
     c.k_of[split] = k_at(m, cost * split / splits);
     int its_quads = 0, its_parts = 0;
     for (int i = 0; i < m.parts; ++i) {
       const FewPart p = m.part_within(i, c.k_of[split - 1], c.k_of[split]);
-      its_quads += quads_of(p);
+      its_quads += p.quads();
       its_parts += p.count > 0 ? 1 : 0;
     }
     quads = std::max(quads, its_quads);
@@ -84,7 +82,7 @@ Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, i
 Cut fastest(const FewMatrix& m, bool sums, int rows, int slots, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
-  for (int i = 0; i < m.parts; ++i) quads += quads_of(m.part[i]);
+  for (int i = 0; i < m.parts; ++i) quads += m.part[i].quads();
   Cut best{};
   double least = 0;
   for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {

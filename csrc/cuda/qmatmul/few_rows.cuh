@@ -1,4 +1,4 @@
-// The rows of x that few.cuh multiplies, in shared memory: as they are, gathered, normed or gated.
+// The rows of x that few.cuh multiplies, in shared memory: as they are, normed or gated.
 //
 //      row 0: the block's quads of k blocks, 256 bytes each | 16 bytes, so that no two rows meet in a bank
 //      row 1: ...
@@ -28,7 +28,7 @@ struct FewPart {
   uint32_t inverse;  // of the k blocks a group: 2^31 / it, rounded up
   bool fine;         // four k blocks may have several groups
 
-  __device__ int quads() const { return (count + 3) / 4; }
+  __host__ __device__ int quads() const { return (count + 3) / 4; }
   // Of k block `i` of the segment, below 2^15.
   __device__ int group_of(int i) const { return group + static_cast<int>(__umulhi(2 * i, inverse)); }
 };
