@@ -11,10 +11,10 @@
 #include <algorithm>
 
 #include "cuda/attention/softmax.cuh"
-#include "cuda/attention/tensor_map.h"
 #include "cuda/attention/wgmma.cuh"
 #include "cuda/common/async_copy.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/common/tensor_map.h"
 
 namespace nybble::cuda {
 namespace {
@@ -105,12 +105,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = threadIdx.x / kGroup, D = static_cast<int>(a.D);
 
   if (threadIdx.x == 0) {
-    barrier_init(barriers.q_full(), 1);
-    barrier_init(barriers.q_empty(), 2 * kGroup / 32);
+    init_barrier(barriers.q_full(), 1);
+    init_barrier(barriers.q_empty(), 2 * kGroup / 32);
     for (int i = 0; i < kStages; ++i)
       for (const bool values : {false, true}) {
-        barrier_init(barriers.full(values, i), 1);
-        barrier_init(barriers.empty(values, i), 2 * kGroup / 32);
+        init_barrier(barriers.full(values, i), 1);
+        init_barrier(barriers.empty(values, i), 2 * kGroup / 32);
       }
     publish();
   }
@@ -125,17 +125,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     int q_phase = 1;
     k_turn.phase = v_turn.phase = 1;  // all tiles are free at first
     const auto copy = [&](const CUtensorMap& map, bool values, uint32_t tiles, Turn& turn, const Piece& p, int s) {
-      barrier_wait(barriers.empty(values, turn.stage), turn.phase);
+      wait_for_phase(barriers.empty(values, turn.stage), turn.phase);
       const uint32_t full = barriers.full(values, turn.stage), tile = tiles + turn.stage * L::kTile;
-      barrier_expect(full, L::kTile);
+      arrive_expecting(full, L::kTile);
       for (int d = 0; d < kD; d += 64) copy_box(tile + d * (kKeys * 2), map, full, d, s, p.rows.kv, p.rows.b);
       turn.next();
     };
     each_piece(a, grid, parts.count, kKeys, [&](const Piece& p) {
       if (p.from >= p.to) return;
-      barrier_wait(barriers.q_empty(), q_phase);
+      wait_for_phase(barriers.q_empty(), q_phase);
       q_phase ^= 1;
-      barrier_expect(barriers.q_full(), grid.rows * kD * 2);
+      arrive_expecting(barriers.q_full(), grid.rows * kD * 2);
       for (int d = 0; d < kD; d += 64)
         copy_box(q_tile + d * (kRows * 2), q_map, barriers.q_full(), d, 0, p.row0 / p.rows.G, p.rows.kv, p.rows.b);
       for (int s = p.from; s < p.to; s += kKeys) {
@@ -157,16 +157,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       // The keys that every row sees.
       const int all_from = p.rows.first(a, p.row_end - 1), all_to = p.rows.last(a, p.row0);
       const auto release = [&](uint32_t barrier) {
-        if (lane == 0) barrier_arrive(barrier);
+        if (lane == 0) arrive_at_barrier(barrier);
       };
       const auto begin_scores = [&] {
         const uint32_t k = k_tiles + k_turn.stage * L::kTile;
-        products_begin();
+        product_fence();
 #pragma unroll
         for (int d = 0; d < kD / 16; ++d)
           multiply_rows<T>(describe(my_q + d / 4 * (kRows * 128) + d % 4 * 32, 16),
                            describe(k + d / 4 * (kKeys * 128) + d % 4 * 32, 16), d > 0, scores);
-        products_commit();
+        product_commit();
       };
       const auto end_scores = [&](int s) {
         products_done(scores);
@@ -179,17 +179,17 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto begin_values = [&] {
         const uint32_t v = v_tiles + v_turn.stage * L::kTile;
         constexpr int kWide = kD < 128 ? kD : 128;  // channels of one product
-        products_begin();
+        product_fence();
 #pragma unroll
         for (int n = 0; n < kKeys / 16; ++n)
 #pragma unroll
           for (int d = 0; d < kD / kWide; ++d)
             multiply_columns<T, kWide / 8>(weights[n], describe(v + d * 2 * (kKeys * 128) + n * 2048, kKeys * 128),
                                            out + d * (kWide / 8));
-        products_commit();
+        product_commit();
       };
       const auto end_values = [&](bool any) {
-        products_wait<0>();
+        product_wait<0>();
         products_done(out);
         if (!any) return;
         release(barriers.empty(true, v_turn.stage));
@@ -206,15 +206,15 @@ __global__ void __launch_bounds__(kThreads, 1)
         publish();
         asm volatile("bar.sync %0, 128;" ::"r"(2 + group) : "memory");
       };
-      const auto wait_keys = [&] { barrier_wait(barriers.full(false, k_turn.stage), k_turn.phase); };
-      const auto wait_values = [&] { barrier_wait(barriers.full(true, v_turn.stage), v_turn.phase); };
+      const auto wait_keys = [&] { wait_for_phase(barriers.full(false, k_turn.stage), k_turn.phase); };
+      const auto wait_values = [&] { wait_for_phase(barriers.full(true, v_turn.stage), v_turn.phase); };
 
       if (p.from < p.to) {
-        barrier_wait(barriers.q_full(), q_phase);
+        wait_for_phase(barriers.q_full(), q_phase);
         q_phase ^= 1;
         wait_keys();
         begin_scores();
-        products_wait<0>();
+        product_wait<0>();
         end_scores(p.from);
         for (int s = p.from + kKeys; s < p.to; s += kKeys) {
           // Waited for already, but the branch keeps the softmax above it, beside the products under way.
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           wait_values();
           begin_values();
           let_pass(3 - group);
-          products_wait<1>();
+          product_wait<1>();
           end_scores(s);
         }
         wait_values();
@@ -271,6 +271,13 @@ int64_t parts_of(const AttentionArgs& a) {
   return attention_parts(a, int64_t{grid.problems} * grid.blocks, gpu().processors, a.D <= 128 ? 128 : 64);
 }
 
+// Numbers of 2 bytes, in boxes 64 of them wide.
+template <int kRank>
+Status describe_halves(CUtensorMap& map, const void* from, const int64_t (&sizes)[kRank],
+                       const int64_t (&strides)[kRank - 1], const int64_t (&box)[kRank]) {
+  return describe_tensor<kRank>(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, from, sizes, strides, box);
+}
+
 template <typename T, int kD>
 Status start(const AttentionArgs& a, Stream stream) {
   constexpr int kShared = Layout<kD>::kAll + 1024;
@@ -280,11 +287,11 @@ Status start(const AttentionArgs& a, Stream stream) {
   const int64_t G = group_of(a);
   CUtensorMap q_map, k_map, v_map;
   const Status q_done =
-      describe_tensor<5>(q_map, a.q, {a.D, G, a.T, a.Hk, a.B},
+      describe_halves<5>(q_map, a.q, {a.D, G, a.T, a.Hk, a.B},
                          {a.q_stride_h, a.q_stride_t, a.q_stride_h * G, a.q_stride_b}, {64, G, grid.rows / G, 1, 1});
-  const Status k_done = describe_tensor<4>(k_map, a.k, {a.D, a.S, a.Hk, a.B},
+  const Status k_done = describe_halves<4>(k_map, a.k, {a.D, a.S, a.Hk, a.B},
                                            {a.k_stride_s, a.k_stride_h, a.k_stride_b}, {64, Layout<kD>::kKeys, 1, 1});
-  const Status v_done = describe_tensor<4>(v_map, a.v, {a.D, a.S, a.Hk, a.B},
+  const Status v_done = describe_halves<4>(v_map, a.v, {a.D, a.S, a.Hk, a.B},
                                            {a.v_stride_s, a.v_stride_h, a.v_stride_b}, {64, Layout<kD>::kKeys, 1, 1});
   for (const Status& done : {q_done, k_done, v_done})
     if (!done.ok()) return done;

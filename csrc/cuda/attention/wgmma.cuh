@@ -1,4 +1,4 @@
-// Hopper's warpgroup products and barriers, one instruction a function (sm_90a).
+// What attention wants of Hopper beside common/hopper.cuh, one instruction a function (sm_90a).
 #pragma once
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -7,29 +7,11 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/common/hopper.cuh"
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 namespace nybble::cuda {
 
-// ---- barriers in shared memory ----
-
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ inline void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Arrives, and the phase ends only when `bytes` have been copied too.
-__device__ inline void barrier_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ inline void barrier_wait(uint32_t barrier, int phase) {
-  uint32_t passed = 0;
-  while (passed == 0)
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(passed)
-                 : "r"(barrier), "r"(phase)
-                 : "memory");
-}
 // What this thread wrote to shared memory is seen by the copy engine and the matrix units, once a barrier has passed
 // after it.
 __device__ inline void publish() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -62,13 +44,6 @@ __device__ inline void give_registers() {
 
 // ---- products of a warpgroup ----
 
-__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until at most kPending committed groups are not done.
-template <int kPending>
-__device__ inline void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
 // The compiler does not know that a product still writes c: nothing that reads it may move above this.
 template <int kN>
 __device__ inline void products_done(float (&c)[kN][4]) {

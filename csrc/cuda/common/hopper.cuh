@@ -12,9 +12,13 @@
 
 namespace nybble::cuda {
 
-// By their addresses in shared memory: an arrival at a barrier, and the wait for a phase of this parity.
+// By their addresses in shared memory: an arrival at a barrier, one that announces bytes which are to come before the
+// phase ends, and the wait for a phase of this parity.
 __device__ inline void arrive_at_barrier(unsigned barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ inline void arrive_expecting(unsigned barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 __device__ inline void wait_at_barrier(unsigned barrier, uint32_t phase) {
   asm volatile(
@@ -32,14 +36,9 @@ __device__ inline void wait_at_barrier(unsigned barrier, uint32_t phase) {
 struct Barrier {
   uint64_t state;
 
-  __device__ void init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals) : "memory");
-  }
+  __device__ void init(int arrivals) { init_barrier(shared_address(this), arrivals); }
   __device__ void arrive() { arrive_at_barrier(shared_address(this)); }
-  __device__ void arrive_expecting(int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
-                 : "memory");
-  }
+  __device__ void arrive_expecting(int bytes) { cuda::arrive_expecting(shared_address(this), bytes); }
   __device__ void wait(uint32_t phase) { wait_at_barrier(shared_address(this), phase); }
 };
 

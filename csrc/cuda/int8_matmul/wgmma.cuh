@@ -3,7 +3,8 @@
 //   producer   one warp: a step's two tiles by the copy engine into the next place of a ring, once it is empty
 //   consumers  two warpgroups, 64 of the 128 columns each: wait until a place is full, multiply, say that it is empty
 #pragma once
-#include "cuda/int8_matmul/hopper.cuh"
+#include "cuda/common/hopper.cuh"
+#include "cuda/common/tensor_map.h"
 #include "cuda/int8_matmul/product.cuh"
 
 namespace nybble::cuda::int8 {
@@ -12,14 +13,6 @@ namespace nybble::cuda::int8 {
 __device__ inline uint64_t descriptor(const void* tile) {
   constexpr uint64_t kEightRows = uint64_t{1024 >> 4} << 32, kSwizzle128 = uint64_t{1} << 62, kUnused = 1 << 16;
   return (shared_address(tile) & 0x3ffff) >> 4 | kUnused | kEightRows | kSwizzle128;
-}
-
-// Before the first product of a batch, after it, and until all but the last `kLeft` batches are done.
-__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ inline void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int kLeft>
-__device__ inline void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
 // d (64 x kN) = a b, or d += a b. Warp w of the four, lane 4g + t: d[4j], d[4j + 1] are row 16w + g, columns 8j + 2t
@@ -128,11 +121,11 @@ struct Place {
 template <typename Ring>
 __device__ void fetch_weight(Ring& ring, int stage, const CUtensorMap& map, int k, int n) {
   ring.full[stage].arrive_expecting(sizeof(ring.w[0]) + sizeof(ring.x[0]));
-  copy_box(ring.w[stage], map, k, n, ring.full[stage]);
+  copy_box(ring.w[stage], &map, k, n, &ring.full[stage]);
 }
 template <typename Ring>
 __device__ void fetch_x(Ring& ring, int stage, const CUtensorMap& map, int k, int m) {
-  copy_box(ring.x[stage], map, k, m, ring.full[stage]);
+  copy_box(ring.x[stage], &map, k, m, &ring.full[stage]);
 }
 
 // A consumer's 64 x kM of a tile, from `steps` steps: warpgroup `half` has the columns from 64 * half on.
@@ -146,16 +139,16 @@ __device__ void consume(Ring<kM, kStages>& ring, Place<kStages>& place, int step
     ring.full[place.stage].wait(place.phase);
     const uint64_t left = descriptor(ring.w[place.stage] + half * 64 * kStep);
     const uint64_t right = descriptor(ring.x[place.stage]);
-    products_begin();
+    product_fence();
 #pragma unroll
     for (int k = 0; k < kStep / 32; ++k) multiply_add<kM>(sum, left + 2 * k, right + 2 * k, step > 0 || k > 0);
-    products_end();
-    products_wait<1>();
+    product_commit();
+    product_wait<1>();
     if (step > 0) release(before);
     before = place.stage;
     place.advance();
   }
-  products_wait<0>();
+  product_wait<0>();
   release(before);
 }
 
@@ -217,23 +210,15 @@ template <int kM, typename Kernel, typename... More>
 Status launch_wgmma(Kernel kernel, const Int8MatmulArgs& a, Stream stream, unsigned grid, unsigned cluster, int bytes,
                     More... more) {
   CUtensorMap x_map, w_map;
-  Status made = describe_bytes(x_map, a.x, a.M, a.K, a.x_stride, kM);
-  if (made.ok()) made = describe_bytes(w_map, a.weight, a.N, a.K, a.K, kN);
+  const auto describe = [](CUtensorMap& map, const void* from, int64_t rows, int64_t K, int64_t stride, int box_rows) {
+    return describe_tensor<2>(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, from, {K, rows}, {stride}, {kStep, box_rows});
+  };
+  Status made = describe(x_map, a.x, a.M, a.K, a.x_stride, kM);
+  if (made.ok()) made = describe(w_map, a.weight, a.N, a.K, a.K, kN);
   if (made.ok()) made = status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   if (!made.ok()) return made;
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {cluster, 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = native(stream);
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return status(cudaLaunchKernelEx(&config, kernel, x_map, w_map, a, more...));
+  return launch_clusters(kernel, dim3(grid), static_cast<int>(cluster), dim3(kThreads), bytes, stream, true, x_map,
+                         w_map, a, more...);
 }
 
 }  // namespace nybble::cuda::int8

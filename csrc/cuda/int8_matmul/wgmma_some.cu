@@ -20,6 +20,17 @@ union Memory {
   int sums[kM][kN + 4];  // when the ring has done its work; the width keeps a warp's stores in different banks
 };
 
+// What block `rank` of the cluster has where this one has `mine`.
+__device__ int4 read_shared_of(const int4* mine, unsigned rank) {
+  int4 v;
+  asm volatile(
+      "{.reg .b32 there; mapa.shared::cluster.u32 there, %4, %5; ld.shared::cluster.v4.s32 {%0,%1,%2,%3}, [there];}"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "r"(shared_address(mine)), "r"(rank)
+      : "memory");
+  return v;
+}
+
 __device__ void consumers_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory"); }
 
 template <int kM>
@@ -56,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     __syncwarp();
-    cluster_sync();
+    meet_cluster();
   } else {
     wait_for_previous();
     let_next_begin();
@@ -68,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     consumers_sync();  // the other warpgroup has done with the ring
 #pragma unroll
     for (int j = 0; j < kM / 2; ++j) shared.sums[row_of(j)][half * 64 + column_of(j)] = sum[j];
-    cluster_sync();
+    meet_cluster();
 #pragma unroll 2
     for (unsigned r = rank + shares * warp; r < kM && m0 + r < a.M; r += shares * (kConsumers / 32)) {
       int4 part[kMostShares];
@@ -82,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       a.N % 4 == 0 ? columns.put(a, m0 + r, y) : columns.put_each(a, m0 + r, y);
     }
   }
-  cluster_sync();  // nobody goes while another block may still read its sums
+  meet_cluster();  // nobody goes while another block may still read its sums
 #endif
 }
 
