@@ -4,8 +4,8 @@
 
 #include "cuda/qmatmul/few_registers.cuh"
 #include "cuda/qmatmul/few_ring.cuh"
+#include "cuda/qmatmul/gather.h"
 #include "cuda/qmatmul/qmatmul.h"
-#include "cuda/qmatmul/wide.h"
 #include "ops/gate.h"
 
 namespace nybble::cuda {
@@ -20,15 +20,48 @@ int clusters_at_once(int splits, const Gpu& g) {
   return splits <= 2 ? g.processors / splits : g.processors / 18 * (18 / splits);
 }
 
+bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
+
+// A warp's ring: how many batches, of how many bytes of tiles (a quad may have more), and what lies where in a slot.
+struct Ring {
+  int slots, batch_bytes;
+  int scales_at, zeros_at, slot_bytes;
+};
+constexpr Ring kRings[] = {
+    {kFewSlots, kFewMostBatch}, {kFewLeastSlots, 2048}, {kFewLeastSlots, 512}};  // the first that fits
+
+// log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
+int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
+  const int most = zeros && p.fine ? 2 : 4;
+  int log = 0;
+  while (2 << log <= most && 512 * p.bits << log <= batch_bytes) ++log;
+  return log;
+}
+
+Ring ring_of(const FewMatrix& m, Ring r) {
+  const bool zeros = m.zeros != nullptr;
+  int tiles = 0, units = 0;
+  for (int i = 0; i < m.parts; ++i) {
+    const FewPart& p = m.part[i];
+    const int quads = 1 << batch_of(p, zeros, r.batch_bytes);
+    tiles = std::max(tiles, quads * 256 * p.bits);
+    units = std::max(units, quads * (p.fine ? 4 : 1));
+  }
+  r.scales_at = tiles;
+  r.zeros_at = tiles + 32 * units;
+  r.slot_bytes = r.zeros_at + (zeros ? 64 * units : 0);
+  return r;
+}
+
 struct Cut {
   int rows;  // of x at a time; 0: none fits
   int splits, clusters, columns, columns_more;
   int32_t k_of[kFewSplits + 1];
-  int slots, slot_bytes;  // of a warp's ring
-  size_t sums_at, scratch_at, block_sums_at, ring_at, shares_at, shared;
+  int16_t parts_of[kFewSplits], quads_of[kFewSplits];
+  Ring ring;  // of a warp
+  int quads;  // of a block
+  size_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
-
-bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
 
 // The k block at `cost` from the front, moved to where a quad begins.
 int k_at(const FewMatrix& m, int64_t cost) {
@@ -44,9 +77,15 @@ int k_at(const FewMatrix& m, int64_t cost) {
 }
 
 // How `splits` blocks, with so many column blocks each, share the matrix, and what lies where in shared memory.
-Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, int slots) {
+Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, const Ring& ring) {
   const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
-  Cut c{rows, splits, clusters, NB / clusters, NB % clusters, {}, slots, 0, 0, 0, 0, 0, 0, 0};
+  Cut c{};
+  c.rows = rows;
+  c.splits = splits;
+  c.clusters = clusters;
+  c.columns = NB / clusters;
+  c.columns_more = NB % clusters;
+  c.ring = ring;
   int64_t cost = 0;
   for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(m.part[i].quads()) * few_cost(m.part[i].bits);
   int quads = 0, parts = 0;  // of a block, at most
@@ -58,64 +97,63 @@ Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, i
       its_quads += p.quads();
       its_parts += p.count > 0 ? 1 : 0;
     }
+    c.parts_of[split - 1] = static_cast<int16_t>(its_parts);
+    c.quads_of[split - 1] = static_cast<int16_t>(its_quads);
     quads = std::max(quads, its_quads);
     parts = std::max(parts, its_parts);
   }
   columns = ceil_div(NB, clusters);
+  c.quads = quads;
   c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
   c.scratch_at = c.sums_at + (sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0);
   c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
   c.ring_at = (c.block_sums_at + (splits > 1 ? sizeof(float) * rows * columns * kTileColumns : 0) + 127) / 128 * 128;
-  c.shares_at = c.ring_at;
+  c.list_at = c.shares_at = c.ring_at;
   if (takes_ring(m)) {
-    int widest = 0;
-    for (int i = 0; i < m.parts; ++i) widest = std::max(widest, m.part[i].bits);
-    c.slot_bytes = few_number_bytes(m.zeros != nullptr) + 256 * widest;
-    c.shares_at += static_cast<size_t>(kFewWarps) * slots * c.slot_bytes;
+    c.list_at += static_cast<size_t>(kFewWarps) * ring.slots * ring.slot_bytes;
+    c.shares_at = c.list_at + sizeof(FewBatch) * kFewWarps * kFewList;
   }
   c.shared = c.shares_at + sizeof(float) * (rows * few_slots(parts, columns) * kFewShareRow + parts * (columns + 1));
   return c;
 }
 
-// The plan for so many rows, with such rings, that takes the least time, as far as it follows from bytes: a
-// multiprocessor of an H200 reads 34 of them in a nanosecond, and a cluster costs a microsecond.
-Cut fastest(const FewMatrix& m, bool sums, int rows, int slots, const Gpu& g) {
+// The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
+// reads 34 of them in a nanosecond, a cluster costs a microsecond, each smaller ring a tenth, and where blocks take
+// turns they begin anew, with x.
+Cut fastest(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
   for (int i = 0; i < m.parts; ++i) quads += m.part[i].quads();
   Cut best{};
-  double least = 0;
-  for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {
-    const int at_once = clusters_at_once(splits, g);
-    if (at_once == 0) break;
-    int columns = std::min(ceil_div(NB, at_once), kMostColumns);
-    Cut c = cut_into(m, sums, rows, splits, columns, slots);
-    while (c.shared > static_cast<size_t>(g.shared_memory) && columns > 1)
-      c = cut_into(m, sums, rows, splits, columns = ceil_div(columns, 2), slots);
-    if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
-    const int turns = ceil_div(c.clusters, at_once);
-    const double time = m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0);
-    if (best.rows == 0 || time < least) best = c, least = time;
+  double least = 0, slower = 1;
+  for (const Ring& sizes : kRings) {
+    const Ring ring = ring_of(m, sizes);
+    for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {
+      const int at_once = clusters_at_once(splits, g);
+      if (at_once == 0) break;
+      int columns = std::min(ceil_div(NB, at_once), kMostColumns);
+      Cut c = cut_into(m, sums, rows, splits, columns, ring);
+      while (c.shared > static_cast<size_t>(g.shared_memory) && columns > 1)
+        c = cut_into(m, sums, rows, splits, columns = ceil_div(columns, 2), ring);
+      if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
+      const int turns = ceil_div(c.clusters, at_once);
+      const double time = slower * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
+                          (turns - 1) * (1500 + c.sums_at / 40.0);
+      if (best.rows == 0 || time < least) best = c, least = time;
+    }
+    if (!takes_ring(m)) break;
+    slower += 0.1;
   }
   return best;
 }
 
-// Where x does not fit: smaller rings, then half the rows.
+// Where x does not fit: half the rows.
 Cut cut(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
   for (; rows > 0; rows /= 2) {
-    for (const int slots : {kFewSlots, kFewLeastSlots}) {
-      const Cut c = fastest(m, sums, rows, slots, g);
-      if (c.rows > 0) return c;
-    }
+    const Cut c = fastest(m, sums, rows, g);
+    if (c.rows > 0) return c;
   }
   return {};
-}
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-// x is read 16 bytes at a time, in order.
-bool must_gather(const QMatmulArgs& a) {
-  return a.perm != nullptr || !aligned(a.x) || a.x_stride % 8 != 0 || a.K % 8 != 0;
 }
 
 // Threads that cuda/norm.cu adds up the squares of a row of K numbers with (common/row.cuh, with_row).
@@ -131,7 +169,7 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
     const Segment& s = m.segment[i];
     const bool fine = s.per % 4 != 0 && s.per < s.count;
     const auto inverse = static_cast<uint32_t>(((1ull << 31) + s.per - 1) / s.per);
-    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, fine};
+    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, fine, 0};
   }
   return true;
 }
@@ -152,6 +190,27 @@ FewKernel kernel_for(const FewMatrix& m, int slots) {
 // With `invariant` there is one plan for any number of rows.
 int rows_at_once(const QMatmulArgs& a) { return a.M < kFewRows && !a.invariant ? static_cast<int>(a.M) : kFewRows; }
 
+// Where in shared memory x is brought before it is put in order: behind all else.
+size_t unordered_at(const Cut& c) { return (c.shared + 15) / 16 * 16; }
+
+// Numbers of x that a block puts in order itself: each block does it for all of x that it needs. More take longer than
+// a kernel before.
+constexpr int kMostUnordered = 16384;
+
+// Whether a kernel before brings x in order.
+bool must_gather(const QMatmulArgs& a) {
+  if (!in_pieces(a) || a.K % 8 != 0) return true;
+  if (a.perm == nullptr) return false;
+  const int64_t rows = std::min<int64_t>(a.M, kFewRows);
+  if (rows * a.K > kMostUnordered || !aligned(a.perm)) return true;
+  FewMatrix m;
+  const Gpu g = gpu();
+  if (!describe_few(a, &m)) return true;
+  const Cut c = cut(m, wants_sums(a, m), rows_at_once(a), g);
+  const int bytes = few_unordered_bytes(static_cast<int>(rows), static_cast<int>(a.K), c.quads);
+  return unordered_at(c) + bytes > static_cast<size_t>(g.shared_memory);
+}
+
 }  // namespace
 
 bool supports_few(const QMatmulArgs& a) {
@@ -171,16 +230,14 @@ bool few_prepares(const QMatmulArgs& a) {
   return a.gate == static_cast<int>(Act::silu) || a.gate == static_cast<int>(Act::gelu_tanh);
 }
 
-int64_t qmatmul_few_scratch_bytes(const QMatmulArgs& a) { return must_gather(a) ? a.M * a.KB * kPackRows * 2 : 0; }
+int64_t qmatmul_few_scratch_bytes(const QMatmulArgs& a) { return must_gather(a) ? gathered_bytes(a) : 0; }
 
 Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   const Gpu g = gpu();
   QMatmulArgs a = given;
   if (must_gather(given)) {
     if (const Status done = gather_x(given, given.scratch, stream); !done.ok()) return done;
-    a.x = given.scratch;
-    a.x_stride = a.K = given.KB * kPackRows;
-    a.perm = nullptr;
+    a = after_gather(given);
   }
   FewArgs f{};
   describe_few(a, &f.m);
@@ -190,13 +247,21 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.columns = c.columns;
   f.columns_more = c.columns_more;
   std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
+  std::copy(std::begin(c.parts_of), std::end(c.parts_of), f.parts_of);
+  std::copy(std::begin(c.quads_of), std::end(c.quads_of), f.quads_of);
   f.sums_at = sums ? static_cast<int32_t>(c.sums_at) : 0;
   f.scratch_at = static_cast<int32_t>(c.scratch_at);
   f.block_sums_at = static_cast<int32_t>(c.block_sums_at);
   f.ring_at = static_cast<int32_t>(c.ring_at);
+  f.list_at = static_cast<int32_t>(c.list_at);
   f.shares_at = static_cast<int32_t>(c.shares_at);
-  f.slot_bytes = c.slot_bytes;
+  f.unordered_at = static_cast<int32_t>(unordered_at(c));
+  f.slot_bytes = c.ring.slot_bytes;
+  f.scales_at = c.ring.scales_at;
+  f.zeros_at = c.ring.zeros_at;
+  for (FewPart& p : f.m.part) p.batch = static_cast<int8_t>(batch_of(p, f.m.zeros != nullptr, c.ring.batch_bytes));
   f.x.x_stride = a.x_stride;
+  f.x.perm = a.perm;
   f.x.before = a.norm != nullptr                       ? Before::norm
                : a.gate == static_cast<int>(Act::silu) ? Before::silu
                : a.gate >= 0                           ? Before::gelu_tanh
@@ -208,8 +273,9 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.bias = a.bias;
   f.add_stride = a.add_stride;
 
+  const int slots = c.ring.slots;
   const FewKernel kernel =
-      a.x_dtype == DType::f16 ? kernel_for<__half>(f.m, c.slots) : kernel_for<__nv_bfloat16>(f.m, c.slots);
+      a.x_dtype == DType::f16 ? kernel_for<__half>(f.m, slots) : kernel_for<__nv_bfloat16>(f.m, slots);
   const cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, g.shared_memory);
   if (raised != cudaSuccess) return status(raised);
@@ -218,7 +284,8 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
     f.x.x = static_cast<const uint16_t*>(a.x) + row * a.x_stride;
     f.add = a.add == nullptr ? nullptr : static_cast<const uint16_t*>(a.add) + row * a.add_stride;
     f.y = static_cast<uint16_t*>(a.y) + row * a.N;
-    const Status done = launch_clusters(kernel, dim3(c.clusters * c.splits), c.splits, dim3(kFewThreads), c.shared,
+    const size_t shared = a.perm == nullptr ? c.shared : unordered_at(c) + few_unordered_bytes(f.x.M, f.m.K, c.quads);
+    const Status done = launch_clusters(kernel, dim3(c.clusters * c.splits), c.splits, dim3(kFewThreads), shared,
                                         stream, g.sm >= 90, f);
     if (!done.ok()) return done;
   }

@@ -34,9 +34,12 @@ struct FewArgs {
   int32_t columns;  // column blocks of a cluster, and how many clusters have one more
   int32_t columns_more;
   int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
-  int32_t slot_bytes;            // of a quad in a ring
+  // What lies there: parts, and quads of a column block.
+  int16_t parts_of[kFewSplits], quads_of[kFewSplits];
+  int32_t slot_bytes;            // of a warp's ring
+  int32_t scales_at, zeros_at;   // bytes into a slot
   // Bytes into shared memory. sums_at 0: none are wanted
-  int32_t sums_at, scratch_at, block_sums_at, ring_at, shares_at;
+  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, unordered_at;
 };
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
@@ -62,7 +65,7 @@ struct FewBlock {
   int parts, quads;           // that lie there, of a column block
 
   __device__ FewBlock(const FewArgs& args, uint8_t* memory)
-      : a(args), m(args.m), shared(memory), lane(threadIdx.x % 32), rows(args.x.M), parts(0), quads(0) {
+      : a(args), m(args.m), shared(memory), lane(threadIdx.x % 32), rows(args.x.M) {
     warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);  // the same in all lanes, and the compiler knows
     rank = a.splits > 1 ? cluster_rank() : 0;
     const int cluster = a.splits > 1 ? blockIdx.x / a.splits : blockIdx.x;
@@ -70,7 +73,8 @@ struct FewBlock {
     columns = a.columns + (cluster < a.columns_more ? 1 : 0);
     k_first = a.k_of[rank];
     k_last = a.k_of[rank + 1];
-    for (Walk w(*this); w.next();) ++parts, quads = w.before + w.part.quads();
+    parts = a.parts_of[rank];
+    quads = a.quads_of[rank];
   }
 
   // The block's parts, one after another: `for (Walk w(block); w.next();)`.
@@ -104,8 +108,12 @@ struct FewBlock {
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x, m, shared, a.sums_at == 0 ? nullptr : sums(), scratch, k_first, k_last, quads};
+    return {a.x,    m,       shared, a.sums_at == 0 ? nullptr : sums(), scratch, shared + a.unordered_at,
+            k_first, k_last, quads};
   }
+
+  // Before anything else: the order of x, if it has one, would wait behind weights.
+  __device__ void ask_for_order() const { staged().fetch_order(); }
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
@@ -132,17 +140,17 @@ struct FewBlock {
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  // The warp's slot for a column block of a part.
-  __device__ int slot_of(int part, int column) const { return part * (columns + kFewWarps) + column + warp; }
-
-  // The warp is the first that has a share of it.
-  __device__ void begins(int part, int column) const {
-    if (lane == 0) first_slots()[part * (columns + 1) + column] = slot_of(part, column);
+  // Where stretch `stretch` of a part leaves its share of a column block.
+  __device__ int slot_of(int part, int column, int stretch) const {
+    return part * (columns + kFewWarps) + column + stretch;
   }
 
+  // By one lane of the warp whose stretch is the first that has a share of it.
+  __device__ void begins(int part, int column, int slot) const { first_slots()[part * (columns + 1) + column] = slot; }
+
   // Puts the warp's sums where its share lies.
-  __device__ __forceinline__ void leave(int part, int column, float (&total)[4]) const {
-    float* to = share(slot_of(part, column)) + lane / 4;
+  __device__ __forceinline__ void leave(int slot, float (&total)[4]) const {
+    float* to = share(slot) + lane / 4;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int row = lane % 4 * 2 + c % 2;

@@ -162,7 +162,10 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
 
   int column = stretch.from / each, at = stretch.from - column * each;  // quad of the column block
   FewOperand x = b.operand(at);
-  if (at == 0 && counts[0] > 0) b.begins(0, column);
+  const auto begin = [&] {
+    if (b.lane == 0) b.begins(0, column, b.slot_of(0, column, b.warp));
+  };
+  if (at == 0 && counts[0] > 0) begin();
   float total[4] = {};
 #pragma unroll 1
   while (counts[0] > 0) {
@@ -178,9 +181,10 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
       at += counts[half];
       x = x.after(counts[half]);
       if (at == each || counts[1 - half] == 0) {
-        b.leave(0, column, total);
+        b.leave(b.slot_of(0, column, b.warp), total);
         if (counts[1 - half] == 0) return;
-        b.begins(0, ++column);
+        ++column;
+        begin();
         at = 0;
         x = b.operand(0);
       }
@@ -193,6 +197,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
+  block.ask_for_order();
   few_multiply<T, kBits, kZeros>(block);
   block.add_up();
 #endif

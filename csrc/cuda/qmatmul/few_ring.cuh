@@ -1,8 +1,13 @@
 // The product for few rows (few.cuh) with a matrix of any widths and groups.
 //
-// A warp copies tiles, and the scales and zeros of their groups, into a ring of its own in shared memory, a quad to a
-// slot, and multiplies them from there. What is on its way need not be of one width: the ring is never empty where a
-// part ends.
+// Each warp has a ring in shared memory. A slot takes a batch: some quads of a part that follow each other in a column
+// block, up to 3 KB, with the scales and zeros of their groups. What is on its way need not be of one width: the ring is
+// never empty where a part ends.
+//
+//      slot:    tiles ... | scales [quad, or tile of a fine one][16] | zeros, the same
+//
+// What a warp's batches are is worked out ahead, for 32 at a time, one by each lane, and written down in a list. So a
+// turn, a batch brought and one multiplied, has few instructions but those of the product.
 #pragma once
 #include "cuda/codec/scaled.cuh"
 #include "cuda/qmatmul/few.cuh"
@@ -10,159 +15,225 @@
 namespace nybble::cuda {
 
 // Slots of a ring: one is multiplied, the others are on their way. Fewer where memory is short.
-constexpr int kFewSlots = 4, kFewLeastSlots = 2;
-// Quads that are asked for before x is: more, and x waits in the queue behind them.
-constexpr int kFewEarly = 2;
+constexpr int kFewSlots = 3, kFewLeastSlots = 2;
+// Batches that are asked for before x is: more, and x waits in the queue behind them.
+constexpr int kFewEarly = 1;
+constexpr int kFewMostBatch = 3072;  // bytes of tiles
 
-// Bytes of what a slot has before its tiles: scales [group][16], then zeros [group][16]. A fine quad has four groups.
-__host__ __device__ constexpr int few_scale_bytes(bool fine) { return fine ? 128 : 32; }
-__host__ __device__ constexpr int few_number_bytes(bool zeros) { return few_scale_bytes(true) * (zeros ? 3 : 1); }
+constexpr int kFewList = 64;         // batches of a warp that are written down
+
+// A batch as it is written down: packed, so that one instruction reads it. A number is what a column has of a group,
+// and its quads, or tiles of fine ones, have one each; neighbours are of one group or of two that follow each other.
+struct __align__(16) FewBatch {
+  uint32_t tiles;    // where they lie, in units of 64 bytes
+  uint32_t numbers;  // the first group, in rows of 16
+  uint32_t what;     // 8 bits of tile bytes, in units of 64 | bits, 4 | fine, 1 | quads, 3 | 16: number i is a next group's
+  uint32_t where;    // pieces of 16 bytes of scales, 6 bits | first quad of x, 13 | where the sums go after it, 13: slot + 1
+
+  __device__ int units() const { return what & 0xff; }
+  __device__ int bits() const { return what >> 8 & 15; }
+  __device__ bool fine() const { return (what >> 12 & 1) != 0; }
+  __device__ int quads() const { return what >> 13 & 7; }
+  // Of number `i`.
+  __device__ uint64_t group(int i) const { return numbers + __popc(what & 0x1ffffu << i & 0xffff0000u); }
+  __device__ int pieces() const { return where & 63; }
+  __device__ int quad() const { return where >> 6 & 0x1fff; }
+  __device__ int slot() const { return static_cast<int>(where >> 19) - 1; }
+};
 
 // A quad in shared memory.
 template <int kBits, bool kFine, bool kZeros>
 struct QuadInSlot {
-  const uint8_t* slot;
+  const uint8_t* tiles;
+  const __half* scales;  // of the lane's first column
+  const float* zeros;
   int lane;
 
   __device__ TileLane<kBits> tile(int i) const {
     TileLane<kBits> words;
-    words.load(slot + few_number_bytes(kZeros) + i * 64 * kBits, lane);
+    words.load(tiles + i * 64 * kBits, lane);
     return words;
   }
-  __device__ float scale(int group, int v) const {
-    return __half2float(reinterpret_cast<const __half*>(slot)[16 * group + 8 * v + lane / 4]);
-  }
-  __device__ float zero(int group, int v) const {
-    return reinterpret_cast<const float*>(slot + few_scale_bytes(kFine))[16 * group + 8 * v + lane / 4];
+  __device__ float scale(int group, int v) const { return __half2float(scales[16 * group + 8 * v]); }
+  __device__ float zero(int group, int v) const { return zeros[16 * group + 8 * v]; }
+
+  __device__ __forceinline__ void next() {
+    constexpr int kNumbers = (kFine ? 4 : 1) * kTileColumns;
+    tiles += 256 * kBits;
+    scales += kNumbers;
+    if constexpr (kZeros) zeros += kNumbers;
   }
 };
 
-// A warp's quads, one part after another, on their way into its ring.
-template <typename T, bool kZeros>
-struct FewRingSource {
+// v, not to be worked out again at each use.
+__device__ __forceinline__ int kept(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+template <typename T>
+__device__ __forceinline__ const T* kept(const T* v) {
+  asm volatile("" : "+l"(v));
+  return v;
+}
+
+// a / b for a below 2^20.
+__device__ inline int small_quotient(int a, int b) {
+  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
+}
+
+// A warp's batches, one part after another.
+template <typename T, bool kZeros, int kSlots>
+struct FewRing {
   const FewBlock<T>& b;
-  typename FewBlock<T>::Walk walk;
-  int left, column, next, run;  // quads of the part's stretch; quad of the column block, and how many follow it at once
-  int tiles, pieces;            // of the next quads; a piece is 16 bytes
-  const uint8_t* tile;
-  // The lane copies a piece of the numbers: of the column block's first group, bytes to the next group's, which tile's.
-  const uint8_t* numbers;
-  int numbers_step, numbers_of;
-  bool has_numbers;
+  const int slot_bytes;
+  const uint8_t* const ring;
+  FewBatch* const list;
+  int turns;  // batches in all
+  // Where the lane's pieces of 16 bytes would lie, of the first of all tiles and numbers.
+  const uint8_t *const tiles, *const scales, *const zeros;
 
-  __device__ explicit FewRingSource(const FewBlock<T>& block) : b(block), walk(block), left(0), next(0), run(0) {}
+  __device__ explicit FewRing(const FewBlock<T>& block)
+      : b(block),
+        slot_bytes(kept(block.a.slot_bytes)),
+        ring(block.shared + block.a.ring_at + block.warp * kSlots * slot_bytes),
+        list(reinterpret_cast<FewBatch*>(block.shared + block.a.list_at) + block.warp * kFewList),
+        tiles(kept(block.m.weight + block.lane * 16)),
+        scales(kept(reinterpret_cast<const uint8_t*>(block.m.scales) + block.lane % 2 * 16)),
+        zeros(kept(reinterpret_cast<const uint8_t*>(block.m.zeros) + block.lane % 4 * 16)) {
+    plan(0);
+  }
 
-  // Brings the next quad, if there is one, and closes a group of copies in any case.
-  __device__ __forceinline__ void fetch(unsigned slot) {
-    if (run > 0 || turn()) {
-      const FewPart& p = walk.part;
-      const unsigned to = slot + b.lane * 16;
-      if (has_numbers) {
-        const int group = p.group_of(p.at + 4 * next + numbers_of);
-        copy_async<16>(to, numbers + static_cast<int64_t>(group) * numbers_step, numbers_of < tiles);
-      }
+  // Has the batch of this turn copied to slot `to`, and closes a group of copies in any case.
+  __device__ __forceinline__ void bring(int turn, int to) {
+    if (turn > 0 && turn % 32 == 0) plan(turn);
+    const FewBatch batch = list[turn % kFewList];
+    const unsigned at = shared_address(ring) + to * slot_bytes + b.lane * 16;
+    const uint8_t* from = kept(tiles + 64ull * batch.tiles);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (b.lane + 32 * i < pieces) copy_async<16>(to + few_number_bytes(kZeros) + 512 * i, tile + 512 * i, true);
-      tile += 256 * p.bits;
-      ++next;
-      --run;
-    }
+    for (int i = 0; i < kFewMostBatch / 512; ++i)
+      if (b.lane / 4 + 8 * i < batch.units()) copy_async<16>(at + 512 * i, from + 512 * i, true);
+    if (b.lane < batch.pieces()) copy_async<16>(at + b.a.scales_at, scales + 32 * batch.group(b.lane / 2), true);
+    if (kZeros && b.lane < 2 * batch.pieces())
+      copy_async<16>(at + b.a.zeros_at, zeros + 64 * batch.group(b.lane / 4), true);
     commit_copies();
   }
 
- private:
-  // What comes after a run: false if nothing does.
-  __device__ bool turn() {
-    const FewPart& p = walk.part;
-    while (left == 0) {
-      if (!walk.next()) return false;
-      const auto stretch = b.stretch_of(walk);
-      left = max(0, stretch.to - stretch.from);
-      column = stretch.from / p.quads();
-      next = stretch.from - column * p.quads();
-      begin_column();
-    }
-    if (next == p.quads()) {
-      ++column;
-      next = 0;
-      begin_column();
-    }
-    const int whole = p.count / 4 - next;
-    tiles = whole > 0 ? 4 : p.count % 4;
-    pieces = 4 * p.bits * tiles;
-    run = whole > 0 ? min(whole, left) : 1;
-    left -= run;
-    return true;
+  __device__ __forceinline__ void multiply(const FewBatch& batch, const uint8_t* slot, FewOperand x,
+                                           float (&total)[4]) const {
+    with_bits(batch.bits(), [&](auto bits) {
+      constexpr int kBits = decltype(bits)::value;
+      if (batch.fine())
+        multiply_as<kBits, true>(batch.quads(), slot, x, total);
+      else
+        multiply_as<kBits, false>(batch.quads(), slot, x, total);
+    });
   }
 
-  __device__ void begin_column() {
-    const FewPart& p = walk.part;
-    const int64_t nb = b.column_first + column;
-    tile = b.m.weight + nb * b.m.column_bytes + 64ll * (p.offset + 4 * next * p.bits) + b.lane * 16;
-    const int scales = few_scale_bytes(p.fine) / 16, piece = b.lane - scales;
-    has_numbers = b.lane < scales * (kZeros ? 3 : 1);
-    if (piece < 0) {
-      numbers = reinterpret_cast<const uint8_t*>(b.m.scales) + nb * b.m.G * 32 + b.lane % 2 * 16;
-      numbers_of = b.lane / 2;
-    } else {
-      numbers = reinterpret_cast<const uint8_t*>(b.m.zeros) + nb * b.m.G * 64 + piece % 4 * 16;
-      numbers_of = piece / 4;
+ private:
+  template <int kBits, bool kFine>
+  __device__ __forceinline__ void multiply_as(int quads, const uint8_t* slot, FewOperand x, float (&total)[4]) const {
+    QuadInSlot<kBits, kFine, kZeros> quad{slot, reinterpret_cast<const __half*>(slot + b.a.scales_at) + b.lane / 4,
+                                          reinterpret_cast<const float*>(slot + b.a.zeros_at) + b.lane / 4, b.lane};
+#pragma unroll 1
+    for (int i = quads; i > 0; --i) {
+      FewProduct<T, kBits, kFine, kZeros>::add(quad, x, total, [] {});
+      quad.next();
+      x = x.after(1);
     }
-    numbers_step = piece < 0 ? 32 : 64;
+  }
+
+  // Writes down the batches of turns `first` to first + 31, empty ones after the last. A warp has a sixteenth of each
+  // part, to a quad; which warps have one more goes round from part to part.
+  __device__ void plan(int first) {
+    FewBatch mine{};
+    int turn = first + b.lane, round = 0;
+    turns = 0;
+#pragma unroll 1
+    for (typename FewBlock<T>::Walk w(b); w.next();) {
+      const FewPart& p = w.part;
+      const int quads = p.quads(), all = b.columns * quads, more = all % kFewWarps;
+      const int stretch = b.warp - round + (b.warp < round ? kFewWarps : 0);
+      const int from = stretch * (all / kFewWarps) + min(stretch, more);
+      const int count = all / kFewWarps + (stretch < more ? 1 : 0);
+      round = (round + more) % kFewWarps;
+      // Batches: of the first column block, of each further one, and in all.
+      const int column = small_quotient(from, quads), skipped = from - column * quads;
+      const int head = min(quads - skipped, count), rest = count - head, full = small_quotient(rest, quads);
+      const int up = (1 << p.batch) - 1;
+      const int in_head = (head + up) >> p.batch, in_full = (quads + up) >> p.batch;
+      const int in_part = in_head + full * in_full + ((rest - full * quads + up) >> p.batch);
+      if (turn >= 0 && turn < in_part) {
+        int its_column = column, quad = skipped + (turn << p.batch), end = skipped + head;
+        if (turn >= in_head) {
+          const int further = small_quotient(turn - in_head, in_full);
+          its_column += 1 + further;
+          quad = (turn - in_head - further * in_full) << p.batch;
+          end = min(quads, rest - further * quads);
+        }
+        mine = describe(w, stretch, its_column, quad, end);
+      }
+      turn -= in_part;
+      turns += in_part;
+    }
+    list[(first + b.lane) % kFewList] = mine;
+    __syncwarp();
+  }
+
+  // The batch begins with this quad of a column block, which the warp has up to `end`.
+  __device__ __forceinline__ FewBatch describe(const typename FewBlock<T>::Walk& w, int stretch, int column, int quad,
+                                               int end) const {
+    const FewPart& p = w.part;
+    const int quads = min(1 << p.batch, end - quad), blocks = min(4 * quads, p.count - 4 * quad);
+    const int slot = b.slot_of(w.number, column, stretch);
+    if (quad == 0) b.begins(w.number, column, slot);
+    const int nb = b.column_first + column, numbers = p.fine ? 4 * quads : quads, step = p.fine ? 1 : 4;
+    const int at = p.at + 4 * quad, first = p.group_of(at);
+    uint32_t next = (1u << numbers) - 2;  // a group each
+    if (p.inverse != 1u << (p.fine ? 31 : 29) || (p.fine && numbers > blocks)) {
+      next = 0;
+      int before = first;
+      for (int i = 1; i < numbers; ++i) {
+        const int group = p.group_of(at + min(i * step, blocks - 1));  // of what is not there: the last
+        next |= (group - before) << i;
+        before = group;
+      }
+    }
+    FewBatch batch;
+    batch.tiles = nb * static_cast<uint32_t>(b.m.column_bytes / 64) + p.offset + 4 * quad * p.bits;
+    batch.numbers = nb * static_cast<uint32_t>(b.m.G) + first;
+    batch.what = p.bits * blocks | p.bits << 8 | (p.fine ? 1 : 0) << 12 | quads << 13 | next << 16;
+    batch.where = 2 * numbers | (w.before + quad) << 6 | (quad + quads == end ? slot + 1 : 0) << 19;
+    return batch;
   }
 };
-
-template <typename T, bool kZeros>
-__device__ __forceinline__ void few_multiply_slot(const uint8_t* slot, const FewPart& p, int lane, const FewOperand& x,
-                                                  float (&total)[4]) {
-  with_bits(p.bits, [&](auto bits) {
-    constexpr int kBits = decltype(bits)::value;
-    if (p.fine)
-      FewProduct<T, kBits, true, kZeros>::add(QuadInSlot<kBits, true, kZeros>{slot, lane}, x, total, [] {});
-    else
-      FewProduct<T, kBits, false, kZeros>::add(QuadInSlot<kBits, false, kZeros>{slot, lane}, x, total, [] {});
-  });
-}
 
 template <typename T, bool kZeros, int kSlots>
 __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
   constexpr int kEarly = kFewEarly < kSlots ? kFewEarly : kSlots - 1;
-  FewRingSource<T, kZeros> source(b);
-  const int slot_bytes = b.a.slot_bytes;
-  const uint8_t* const ring = b.shared + b.a.ring_at + b.warp * kSlots * slot_bytes;
-  const unsigned ring_address = shared_address(ring);
-  for (int i = 0; i < kEarly; ++i) source.fetch(ring_address + i * slot_bytes);
+  FewRing<T, kZeros, kSlots> ring(b);
+#pragma unroll
+  for (int i = 0; i < kEarly; ++i) ring.bring(i, i);
   b.ask_for_x();
-  for (int i = kEarly; i < kSlots - 1; ++i) source.fetch(ring_address + i * slot_bytes);
+#pragma unroll
+  for (int i = kEarly; i < kSlots - 1; ++i) ring.bring(i, i);
   b.template take_x<kSlots - 1 - kEarly>();
 
+  FewOperand x = b.operand(0);
+  x.x = kept(static_cast<int>(x.x));
+  x.sums = b.shared + kept(static_cast<int>(x.sums - b.shared));
+  x.sums_step = kept(x.sums_step);
+  float total[4] = {};
   int slot = 0, freed = kSlots - 1;
-  for (typename FewBlock<T>::Walk walk(b); walk.next();) {
-    const auto stretch = b.stretch_of(walk);
-    const int each = walk.part.quads(), all = stretch.to - stretch.from;
-    if (all <= 0) continue;
-    int column = stretch.from / each, in_column = min((column + 1) * each - stretch.from, all), rest = all - in_column;
-    FewOperand x = b.operand(walk.before + stretch.from - column * each);
-    if (stretch.from == column * each) b.begins(walk.number, column);
-    float total[4] = {};
 #pragma unroll 1
-    while (true) {
-      wait_for_copies<kSlots - 2>();
-      __syncwarp();
-      source.fetch(ring_address + freed * slot_bytes);
-      few_multiply_slot<T, kZeros>(ring + slot * slot_bytes, walk.part, b.lane, x, total);
-      freed = slot;
-      if (++slot == kSlots) slot = 0;
-      x = x.after(1);
-      if (--in_column > 0) continue;
-      b.leave(walk.number, column, total);
-      if (rest == 0) break;
-      b.begins(walk.number, ++column);
-      in_column = min(each, rest);
-      rest -= in_column;
-      x = b.operand(walk.before);
-    }
+  for (int turn = 0; turn < ring.turns; ++turn) {
+    wait_for_copies<kSlots - 2>();
+    __syncwarp();
+    ring.bring(turn + kSlots - 1, freed);
+    const FewBatch batch = ring.list[turn % kFewList];
+    ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x.after(batch.quad()), total);
+    if (batch.slot() >= 0) b.leave(batch.slot(), total);
+    freed = slot;
+    if (++slot == kSlots) slot = 0;
   }
 }
 
@@ -171,6 +242,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_ring_kernel(const __grid_c
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
+  block.ask_for_order();
   few_multiply_ring<T, kZeros, kSlots>(block);
   block.add_up();
 #endif

@@ -5,7 +5,7 @@
 //   many rows: a block takes two, staged in shared memory as pairs, so that one read serves both
 //   few rows:  a block takes 2048 places of one row and reads x where it lies
 #include "cuda/common/launch.cuh"
-#include "cuda/qmatmul/wide.h"
+#include "cuda/qmatmul/gather.h"
 
 namespace nybble::cuda {
 namespace {
@@ -36,11 +36,11 @@ __global__ void __launch_bounds__(kThreads) gather_few(const Gather g) {
   const int chunks = (g.places / kRun + kThreads - 1) / kThreads;
   const int64_t row = blockIdx.x / chunks;
   const int place = (blockIdx.x % chunks * kThreads + threadIdx.x) * kRun;
+  int32_t k[kRun];
+  if (place < g.places) load_perm(g, place, k);  // which no kernel writes
   wait_for_previous();
   let_next_begin();
   if (place >= g.places) return;
-  int32_t k[kRun];
-  load_perm(g, place, k);
   alignas(16) uint16_t values[kRun];
 #pragma unroll
   for (int i = 0; i < kRun; ++i) values[i] = inside(g, k[i]) ? g.x[row * g.x_stride + k[i]] : uint16_t{0};

@@ -1,18 +1,17 @@
 // The product for many rows, y = gather(x, perm) @ W + bias + add, with W rounded to x's type and float32 sums: x is
 // brought into packed order if it must be, then the kernel of this GPU runs.
 #include "cuda/common/launch.cuh"
+#include "cuda/qmatmul/gather.h"
 #include "cuda/qmatmul/qmatmul.h"
 #include "cuda/qmatmul/wide.h"
 
 namespace nybble::cuda {
 namespace {
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+// The kernels take no notice of perm.
+bool must_gather(const QMatmulArgs& a) { return a.perm != nullptr || !in_pieces(a); }
 
-// The kernels copy x in pieces of 16 bytes, in order.
-bool must_gather(const QMatmulArgs& a) { return a.perm != nullptr || !aligned(a.x) || a.x_stride % 8 != 0; }
-
-int64_t gathered_bytes(const QMatmulArgs& a) { return must_gather(a) ? a.M * a.KB * kPackRows * 2 : 0; }
+int64_t gather_scratch(const QMatmulArgs& a) { return must_gather(a) ? gathered_bytes(a) : 0; }
 
 #ifdef NYBBLE_SM90A
 bool is_hopper() { return gpu().is_sm90; }
@@ -48,19 +47,16 @@ int64_t qmatmul_wide_scratch_bytes(const QMatmulArgs& a) {
   Matrix m;
   whole_matrix(a, &m);
 #ifdef NYBBLE_SM90A
-  if (is_hopper()) return gathered_bytes(a) + wide_sm90_scratch_bytes(a, m);
+  if (is_hopper()) return gather_scratch(a) + wide_sm90_scratch_bytes(a, m);
 #endif
-  return gathered_bytes(a) + wide_sm80_scratch_bytes(a, m);
+  return gather_scratch(a) + wide_sm80_scratch_bytes(a, m);
 }
 
 Status qmatmul_wide(const QMatmulArgs& given, Stream stream) {
   QMatmulArgs a = given;
   if (must_gather(given)) {
     if (const Status done = gather_x(given, given.scratch, stream); !done.ok()) return done;
-    a.x = given.scratch;
-    a.x_stride = a.K = given.KB * kPackRows;
-    a.perm = nullptr;
-    a.scratch = static_cast<uint8_t*>(given.scratch) + gathered_bytes(given);  // rows are multiples of 64 bytes
+    a = after_gather(given);
   }
   Matrix m;
   whole_matrix(a, &m);
