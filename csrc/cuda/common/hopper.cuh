@@ -20,6 +20,17 @@ __device__ inline void arrive_at_barrier(unsigned barrier) {
 __device__ inline void arrive_expecting(unsigned barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+// An arrival at the barrier that lies at this place in block `rank` of the cluster.
+__device__ inline void arrive_at_barrier_of(int rank, unsigned barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
 __device__ inline void wait_at_barrier(unsigned barrier, uint32_t phase) {
   asm volatile(
       "{\n"
@@ -51,6 +62,15 @@ __device__ inline void copy_box(void* to, const void* map, int column, int row, 
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           shared_address(to)),
       "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+
+// The same, to the same place in all blocks of the cluster named by `ranks`, each with its own barrier there.
+__device__ inline void copy_box_to(uint16_t ranks, void* to, const void* map, int column, int row, Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+      "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(ranks)
       : "memory");
 }
 

@@ -10,6 +10,8 @@
 //      | ...                |      one thread has the copy engine bring weights, one x; the warpgroups decode their
 //      +--------------------+      columns' tiles (A: 16 columns a warp) and multiply by all kRows rows of x
 //
+// Of many rows a cluster of two blocks brings each row of x once, to the shared memory of both.
+//
 // A warpgroup decodes while the tensor cores are at what it, or another, decoded before. Few rows are multiplied by
 // warps, each for itself, see WarpTile. Tiles are shared out, and the last of them cut, as wide.cuh says; those of a
 // small matrix are each the work of a cluster of blocks, which add up their sums in their shared memory.
@@ -25,7 +27,7 @@ namespace nybble::cuda::wide {
 
 // How the copy engine finds its boxes. A box of weights, scales or zeros is a stage's, of all columns of the tile.
 struct Maps {
-  CUtensorMap x;          // [M, K], boxes of kRows x 64
+  CUtensorMap x;          // [M, K], boxes of a block's share of kRows x 64
   CUtensorMap weight[6];  // [NB, bytes] for each width
   CUtensorMap scale;      // [NB, 16 G]
   CUtensorMap zero;
@@ -68,7 +70,7 @@ __device__ void fill_ring(const Matrix& m, const Shape& shape, const Plan& plan,
                           Barrier* empty, Copy copy) {
   Ring ring;
   int filled = 0;
-  Works works(plan, blockIdx.x);
+  Works works(plan, blockIdx.x / Tile::kCluster);
   for (Work work; works.next(&work);) {
     int passed = 0;
     for (int si = 0; si < m.segments; ++si) {
@@ -87,12 +89,12 @@ __device__ void fill_ring(const Matrix& m, const Shape& shape, const Plan& plan,
 
 template <typename Tile>
 __device__ void copy_weights(const Matrix& m, const Maps& maps, const Shape& shape, const Plan& plan, uint8_t* memory,
-                             Barrier* full, Barrier* empty) {
+                             Barrier* full, Barrier* empty, int rank) {
   constexpr int kBlocks = Tile::kBlocks, kColumnBlocks = Tile::kColumnBlocks;
   fill_ring<Tile>(m, shape, plan, memory, full, empty,
                   [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
                     const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
-                    const int block = column_tile * kColumnBlocks;
+                    const int block = (column_tile * Tile::kCluster + rank) * kColumnBlocks;
                     const int group = (s.group + s.group_of(i * kBlocks)) * kTileColumns;
                     barrier->arrive_expecting(kColumnBlocks *
                                               (kBlocks * 64 * s.bits + shape.span * (m.zeros != nullptr ? 96 : 32)));
@@ -105,15 +107,22 @@ __device__ void copy_weights(const Matrix& m, const Maps& maps, const Shape& sha
 
 template <typename Tile>
 __device__ void copy_x(const Matrix& m, const Maps& maps, const Shape& shape, const Plan& plan, uint8_t* memory,
-                       Barrier* full, Barrier* empty) {
+                       Barrier* full, Barrier* empty, int rank) {
+  constexpr int kShare = Tile::kRows / Tile::kCluster;  // rows that this block brings
   fill_ring<Tile>(m, shape, plan, memory, full, empty,
                   [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
                     const int row_tile = place_of(work.tile, plan.row_tiles, plan.column_tiles).row_tile;
                     barrier->arrive_expecting(Tile::kXBytes);
 #pragma unroll
-                    for (int b = 0; b < Tile::kBlocks / 2; ++b)
-                      copy_box(stage + b * Tile::kRows * 128, &maps.x,
-                               (s.first + i * Tile::kBlocks + 2 * b) * kTileRows, row_tile * Tile::kRows, barrier);
+                    for (int b = 0; b < Tile::kBlocks / 2; ++b) {
+                      uint8_t* to = stage + (b * Tile::kRows + rank * kShare) * 128;
+                      const int k = (s.first + i * Tile::kBlocks + 2 * b) * kTileRows;
+                      const int row = row_tile * Tile::kRows + rank * kShare;
+                      if constexpr (Tile::kCluster == 1)
+                        copy_box(to, &maps.x, k, row, barrier);
+                      else
+                        copy_box_to((1 << Tile::kCluster) - 1, to, &maps.x, k, row, barrier);
+                    }
                   });
 }
 
@@ -134,26 +143,32 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   [[maybe_unused]] __shared__ float4 exchange[Tile::kByWarps ? Tile::kWarps * kM * 32 : 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(Tile::kWarps);
+    for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(Tile::kWarps * Tile::kCluster);
     fence_barrier_init();
   }
-  __syncthreads();
+  int rank = 0;
+  if constexpr (Tile::kCluster > 1) {
+    rank = cluster_rank();
+    meet_cluster();
+  } else {
+    __syncthreads();
+  }
 
   if (warp >= Tile::kWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kCopierRegisters));
     if (warp > Tile::kWarps + 1 || lane != 0) return;
     if (warp == Tile::kWarps) {
-      copy_weights<Tile>(m, maps, shape, plan, memory, full, empty);
+      copy_weights<Tile>(m, maps, shape, plan, memory, full, empty, rank);
     } else {
       wait_for_previous();
       let_next_begin();
-      copy_x<Tile>(m, maps, shape, plan, memory, full, empty);
+      copy_x<Tile>(m, maps, shape, plan, memory, full, empty, rank);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Tile::kRegisters));
     const int group = warp / 4 % kGroups;
     float sums[kM][kRows / 2];
-    Works works(plan, blockIdx.x);
+    Works works(plan, blockIdx.x / Tile::kCluster);
     Work work;
     Ring ring;
     while (works.next(&work)) {
@@ -187,9 +202,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       wait_for_previous();  // y may still be read, and `add` written
       const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
       const int64_t row = static_cast<int64_t>(row_tile) * kRows;
-      const int64_t n = static_cast<int64_t>(column_tile) * kColumns + (group * kM * 4 + warp % 4) * 16;
+      const int64_t part = static_cast<int64_t>(column_tile) * Tile::kCluster + rank;
+      const int64_t n = part * kColumns + (group * kM * 4 + warp % 4) * 16;
       float4* piece =
-          pieces + (static_cast<int64_t>(work.slot) * kGroups + group) * kM * (kRows / 8) * 128 + threadIdx.x % 128;
+          pieces +
+          ((static_cast<int64_t>(work.slot) * Tile::kCluster + rank) * kGroups + group) * kM * (kRows / 8) * 128 +
+          threadIdx.x % 128;
       if constexpr (Tile::kByWarps) {
         const int half = warp / 8;
         float joined[kM][kRows / 4];
@@ -205,6 +223,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         store_sums<T, kM, kRows>(o, row, n, work.slot < 0, piece, sums);
       }
     }
+    if constexpr (Tile::kCluster > 1) meet_cluster();  // nobody leaves whose barriers a peer may still arrive at
   }
 #endif
 }

@@ -40,7 +40,7 @@ auto with_run_tile(int64_t rows, Body body) {
   if (rows <= 32) return body(RunTile<T, 4, 1, 32, 8, 4>{}, RunTile<T, 2, 1, 32, 8, 4>{});
   if (rows <= 64) return body(RunTile<T, 4, 1, 64, 8, 4>{}, RunTile<T, 2, 1, 64, 8, 4>{});
   if (rows <= 128) return body(RunTile<T, 2, 2, 128, 4, 1>{}, RunTile<T, 2, 1, 128, 4, 4>{});
-  return body(RunTile<T, 2, 1, 256, 4, 1>{}, RunTile<T, 2, 1, 256, 4, 1>{});
+  return body(RunTile<T, 2, 1, 256, 4, 1, 2>{}, RunTile<T, 2, 1, 256, 4, 1, 2>{});
 }
 
 // The same for any matrix.
@@ -50,7 +50,7 @@ auto with_mixed_tile(int64_t rows, Body body) {
   if (rows <= 32) return body(WarpTile<T, 32, 4, false>{}, WarpTile<T, 32, 4, false>{});
   if (rows <= 64) return body(MixedTile<T, 4, 1, 64, 4, 4>{}, MixedTile<T, 4, 1, 64, 4, 4>{});
   if (rows <= 128) return body(MixedTile<T, 4, 1, 128, 2, 2>{}, MixedTile<T, 4, 1, 128, 2, 2>{});
-  return body(MixedTile<T, 2, 1, 256, 2, 2>{}, MixedTile<T, 2, 1, 256, 2, 2>{});
+  return body(MixedTile<T, 2, 1, 256, 2, 2, 2>{}, MixedTile<T, 2, 1, 256, 2, 2, 2>{});
 }
 
 // Measured on an H200.
@@ -60,17 +60,27 @@ constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1240, 400}
                                              : Extra{768, 512};
 constexpr double kNarrow = 0.6;  // the time of half the columns
 
+// Columns of a cluster's tiles, and how many such clusters the GPU runs at once.
+template <typename Tile>
+constexpr int kJointColumns = Tile::kColumns * Tile::kCluster;
+template <typename Tile>
+int joint_places() {
+  return gpu().processors / Tile::kCluster;
+}
+
 template <typename Tile>
 Plan whole_plan_of(const QMatmulArgs& a, const Matrix& m) {
-  return whole_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + Tile::kColumns - 1) / Tile::kColumns,
-                    stages_of(m, Tile::kBlocks), gpu().processors);
+  constexpr int kColumns = kJointColumns<Tile>;
+  return whole_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + kColumns - 1) / kColumns, stages_of(m, Tile::kBlocks),
+                    joint_places<Tile>());
 }
 
 // Whole or cut.
 template <typename Tile>
 Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
-  return make_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + Tile::kColumns - 1) / Tile::kColumns,
-                   stages_of(m, Tile::kBlocks), Tile::kBlocks * kTileRows, gpu().processors, kExtra<Tile>);
+  constexpr int kColumns = kJointColumns<Tile>;
+  return make_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + kColumns - 1) / kColumns, stages_of(m, Tile::kBlocks),
+                   Tile::kBlocks * kTileRows, joint_places<Tile>(), kExtra<Tile>);
 }
 
 template <typename Tile>
@@ -99,7 +109,8 @@ bool describe(const QMatmulArgs& a, const Matrix& m, const Shape& s, Maps* maps)
   constexpr auto kType =
       std::is_same_v<typename Tile::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int64_t NB = (a.N + kTileColumns - 1) / kTileColumns, width = a.G * kTileColumns;
-  bool made = describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows, Tile::kRows, true);
+  bool made = describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows,
+                           Tile::kRows / Tile::kCluster, true);
   for (int i = 0; i < m.segments; ++i)  // in units of 8 bytes: a box has at most 256 of them in a row
     made &=
         describe_box(&maps->weight[width_index(m.segment[i].bits)], CU_TENSOR_MAP_DATA_TYPE_INT64, 8, a.weight,
@@ -159,9 +170,10 @@ struct Way {
 // One turn of tiles, by a block each or by clusters, where that is sooner done.
 template <typename Tile, bool kZeros>
 void consider_one_turn(const QMatmulArgs& a, const Matrix& m, int shared, double width, Way* best) {
-  const int most = gpu().processors;
+  const int most = joint_places<Tile>();
   const Plan whole = whole_plan_of<Tile>(a, m);
-  for (int split = 1; split <= std::min(kMaxSplit, whole.stages) && split * whole.tiles <= most; ++split) {
+  const int most_split = Tile::kCluster > 1 ? 1 : std::min(kMaxSplit, whole.stages);
+  for (int split = 1; split <= most_split && split * whole.tiles <= most; ++split) {
     const Plan plan = split == 1 ? whole : split_plan(whole, split);
     const double cost = width * static_cast<double>(cost_of(plan, Tile::kBlocks * kTileRows, kExtra<Tile>));
     if (cost >= best->cost) continue;
@@ -179,9 +191,11 @@ Status launch_wide(const QMatmulArgs& a, const Matrix& m, const Shape& shape, co
   if (!describe<Tile>(a, m, shape, &maps)) return {"qmatmul: the driver refuses a tensor map"};
   const Output<T> output = output_of<T>(a);
   auto* pieces = static_cast<float4*>(a.scratch);
-  const Status done = launch_clusters(wide_kernel<Tile, kZeros>, dim3(plan.ctas), plan.split, dim3(Tile::kThreads),
-                                      shape.bytes(), stream, true, m, maps, shape, plan, output, pieces);
-  return done.ok() ? add_pieces<T, Tile::kColumns / 64, Tile::kRows>(plan, output, pieces, stream) : done;
+  const int cluster = plan.split * Tile::kCluster;  // one of them is 1
+  const Status done =
+      launch_clusters(wide_kernel<Tile, kZeros>, dim3(plan.ctas * Tile::kCluster), cluster, dim3(Tile::kThreads),
+                      shape.bytes(), stream, true, m, maps, shape, plan, output, pieces);
+  return done.ok() ? add_pieces<T, kJointColumns<Tile> / 64, Tile::kRows>(plan, output, pieces, stream) : done;
 }
 
 template <typename Wide, typename Narrow, bool kZeros>

@@ -23,9 +23,14 @@ __device__ void multiply_block(float (&sums)[kM][kRows / 2], const uint32_t (&a)
   for (int b = 0; b < kM; ++b) product<T, kRows>(sums[b], a[b][4], a[b][5], a[b][6], a[b][7], x + 2);
 }
 
-// A warp has read a stage.
-__device__ inline void release(Barrier* empty) {
-  if (threadIdx.x % 32 == 0) empty->arrive();
+// A warp has read a stage: all blocks that write to it must know.
+template <int kCluster>
+__device__ void release(unsigned empty, int lane) {
+  if constexpr (kCluster == 1) {
+    if (lane == 0) arrive_at_barrier(empty);
+  } else {
+    if (lane < kCluster) arrive_at_barrier_of(lane, empty);
+  }
 }
 
 // Keeps a value in a register: the compiler would rather work it out anew in every turn of a loop.
@@ -46,6 +51,7 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
   const uint8_t* own_weight = memory + shape.weight_at + column_block * kBlocks * 64 * s.bits;
   const uint8_t* own_scale = memory + shape.scale_at + column_block * shape.span * kTileColumns * 2;
   const uint8_t* own_zero = memory + shape.zero_at + column_block * shape.span * kTileColumns * 4;
+  const auto release_stage = [&](int stage) { release<Tile::kCluster>(shared_address(empty + stage), lane); };
   uint32_t a[kSets][kM][8];
   int last = -1;  // the stage before, while its products may still run
 #pragma unroll 1
@@ -76,7 +82,7 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
         product_commit();
         product_wait<kSets - 1>();
         if (kb == kSets - 2) {
-          if (last >= 0) release(empty + last);
+          if (last >= 0) release_stage(last);
           last = -1;
         }
       }
@@ -84,8 +90,8 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
     if (i + 1 < to) last = ring.stage, ring.next(shape.stages);
   }
   product_wait<0>();
-  if (last >= 0) release(empty + last);
-  release(empty + ring.stage);
+  if (last >= 0) release_stage(last);
+  release_stage(ring.stage);
   ring.next(shape.stages);
 }
 
@@ -106,9 +112,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, const Shape& s
   const unsigned full_at = kept(shared_address(full)), empty_at = kept(shared_address(empty));
   const int own_weight = kept(shape.weight_at + column_block * kBlocks * kBytes + lane * 8);
   const int own_number = kept(column_block * shape.span * kTileColumns);
-  const auto release_stage = [&](int stage) {
-    if (lane == 0) arrive_at_barrier(empty_at + 8 * stage);
-  };
+  const auto release_stage = [&](int stage) { release<Tile::kCluster>(empty_at + 8 * stage, lane); };
   uint32_t a[kSets][kBatch][kM][8];
   int last = -1;  // the stage before, while its products may still run
 #pragma unroll 1

@@ -19,11 +19,13 @@ struct Shape {                       // how shared memory is cut up
   int bytes() const { return stages * stage_bytes; }
 };
 
-// A tile: kGroups warpgroups of 64 kM columns each, kRows rows; kBlocks k blocks a stage.
-template <typename Number, int groups, int m, int rows, int blocks>
+// A tile: kGroups warpgroups of 64 kM columns each, kRows rows; kBlocks k blocks a stage. kCluster blocks with
+// neighbouring tiles go through k together, and each brings its share of x to all.
+template <typename Number, int groups, int m, int rows, int blocks, int cluster>
 struct Columns {
   using T = Number;
   static constexpr int kGroups = groups, kM = m, kRows = rows, kBlocks = blocks;
+  static constexpr int kCluster = cluster;
   static constexpr bool kByWarps = false;
   static constexpr int kWarps = kGroups * 4;          // that multiply
   static constexpr int kThreads = kWarps * 32 + 128;  // and a warpgroup of which two threads copy
@@ -37,15 +39,15 @@ struct Columns {
 
 // For matrices in runs, see in_runs(). kBatch k blocks are multiplied at once, 4 or 1: of few rows, whose products are
 // soon done, 4, and other warpgroups decode meanwhile; of many 1, and the warpgroup decodes the next one meanwhile.
-template <typename Number, int groups, int m, int rows, int blocks, int batch>
-struct RunTile : Columns<Number, groups, m, rows, blocks> {
+template <typename Number, int groups, int m, int rows, int blocks, int batch, int cluster = 1>
+struct RunTile : Columns<Number, groups, m, rows, blocks, cluster> {
   static constexpr bool kPlain = true;
   static constexpr int kBatch = batch, kSets = batch == 1 ? 2 : 1;  // sets of operand registers
 };
 
 // For all matrices, k block by k block: kSets - 1 of them may be on their way.
-template <typename Number, int groups, int m, int rows, int blocks, int sets>
-struct MixedTile : Columns<Number, groups, m, rows, blocks> {
+template <typename Number, int groups, int m, int rows, int blocks, int sets, int cluster = 1>
+struct MixedTile : Columns<Number, groups, m, rows, blocks, cluster> {
   static constexpr bool kPlain = false;
   static constexpr int kSets = sets;
 };
@@ -56,7 +58,7 @@ template <typename Number, int rows, int blocks, bool plain>
 struct WarpTile {
   using T = Number;
   static constexpr bool kPlain = plain, kByWarps = true;
-  static constexpr int kGroups = 2, kM = 2, kRows = rows, kBlocks = blocks;
+  static constexpr int kGroups = 2, kM = 2, kRows = rows, kBlocks = blocks, kCluster = 1;
   static constexpr int kWarps = 16;
   static constexpr int kThreads = kWarps * 32 + 128;
   static constexpr int kColumns = 256;
