@@ -17,6 +17,7 @@
 #pragma once
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/qmatmul/few_digits.cuh"
 #include "cuda/qmatmul/few_tiles.cuh"
 
 namespace nybble::cuda {
@@ -35,7 +36,7 @@ struct FewArgs {
   int32_t columns_more;
   int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
   int32_t slot_bytes;            // of a quad in a ring
-  // Bytes into shared memory. sums_at 0: none are wanted
+  // Bytes into shared memory. sums_at: of x, or its digits; 0: neither is wanted
   int32_t sums_at, scratch_at, block_sums_at, ring_at, shares_at;
 };
 
@@ -125,12 +126,22 @@ struct FewBlock {
     __syncthreads();
   }
 
+  // The same, as digits.
+  __device__ void take_digits() const {
+    wait_for_copies<0>();
+    __syncthreads();
+    few_write_digits<T>(shared, sums(), rows, quads, warp, kFewWarps, lane);
+    __syncthreads();
+  }
+
   // Of quad `quad` of a column block.
   __device__ FewOperand operand(int quad) const {
     const int step = few_sums_step(rows);
     return {few_operand(shared_address(shared), rows, quads, lane) + quad * 256,
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
+
+  __device__ FewDigits digits(int quad) const { return {sums(), rows, quads, quad, lane}; }
 
   // The warp's slot for a column block of a part.
   __device__ int slot_of(int part, int column) const { return part * (columns + kFewWarps) + column + warp; }
