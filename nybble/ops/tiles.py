@@ -70,10 +70,20 @@ class Field:
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a lane, its two halves alike."""
+    """One word of a lane, its two halves alike.
 
-    nbytes: int  # 4: halves of 16 bits; 2: of 8
+    Lanes ``2 i`` and ``2 i + 1`` may share a word of 32 bits: each has bits 2 to 5 of its bytes, and the odd lane's are
+    turned left by 4.
+    """
+
+    nbytes: int  # of the lane. 4: halves of 16 bits; 2: of 8, or half of a shared word
     fields: tuple[Field, ...]
+    shared: bool = False
+
+    @property
+    def half(self) -> int:
+        """Bits from a field to its other half."""
+        return 16 if self.shared else 4 * self.nbytes
 
 
 def _whole(bits: int, pairs: Iterable[int], at: int = 0) -> tuple[Field, ...]:
@@ -85,8 +95,24 @@ def _whole(bits: int, pairs: Iterable[int], at: int = 0) -> tuple[Field, ...]:
 PARTS: dict[int, tuple[tuple[Word, ...], ...]] = {
     2: ((Word(4, _whole(2, (0, 1, 4, 5, 2, 3, 6, 7))),),),
     3: (
-        (Word(4, (*_whole(3, (0, 1, 5, 2, 3)), Field(7, 2, 1, 15))),),
-        (Word(2, (*_whole(3, (4, 6)), Field(7, 0, 2, 6))),),
+        (
+            Word(
+                4,
+                (
+                    *_whole(3, (0, 1)),
+                    Field(5, 1, 2, 6),
+                    *_whole(3, (2, 3), at=8),
+                    Field(7, 1, 2, 14),
+                ),
+            ),
+        ),
+        (
+            Word(
+                2,
+                (Field(4, 0, 3, 2), Field(5, 0, 1, 5), Field(6, 0, 3, 10), Field(7, 0, 1, 13)),
+                shared=True,
+            ),
+        ),
     ),
     4: ((Word(4, _whole(4, range(4))), Word(4, _whole(4, range(4, 8)))),),
     5: (
@@ -129,6 +155,11 @@ def _from_lanes(lanes: Tensor) -> Tensor:
     )
 
 
+def _turned(words: Tensor, bits: int) -> Tensor:
+    """``words``, int32, turned left by ``bits``, 1 to 31."""
+    return (words << bits) | ((words >> (32 - bits)) & ((1 << bits) - 1))
+
+
 def _pack_lanes(codes: Tensor, bits: int) -> Tensor:
     lead = codes.shape[:-2]
     lanes = _to_lanes(codes).int()
@@ -140,8 +171,10 @@ def _pack_lanes(codes: Tensor, bits: int) -> Tensor:
             for f in word.fields:
                 both = (lanes[..., f.pair, :] >> f.first) & ((1 << f.count) - 1)
                 value |= both[..., 0] << f.at
-                value |= both[..., 1] << (f.at + 4 * word.nbytes)
-            words.append(value.to(torch.int32 if word.nbytes == 4 else torch.int16))
+                value |= both[..., 1] << (f.at + word.half)
+            if word.shared:
+                value = value[..., ::2] | _turned(value[..., 1::2], 4)
+            words.append(value.to(torch.int16 if word.half == 8 else torch.int32))
         parts.append(torch.stack(words, dim=-1).view(torch.uint8).flatten(-2))
     return torch.cat(parts, dim=-1)
 
@@ -156,9 +189,17 @@ def _unpack_lanes(tiles: Tensor, bits: int) -> Tensor:
         start += LANES * size
         for i, word in enumerate(part):
             raw = whole[..., i * word.nbytes : (i + 1) * word.nbytes].int()
-            value = sum((raw[..., b] << (8 * b) for b in range(1, word.nbytes)), start=raw[..., 0])
+            if word.shared:
+                raw = raw.view(*lead, LANES // 2, 4).repeat_interleave(2, dim=-2)
+            value = sum(
+                (raw[..., b] << (8 * b) for b in range(1, raw.shape[-1])), start=raw[..., 0]
+            )
+            if word.shared:
+                value = torch.stack((value[..., ::2], _turned(value[..., 1::2], 28)), -1).flatten(
+                    -2
+                )
             for f in word.fields:
                 for h in range(2):
-                    bit = (value >> (f.at + 4 * word.nbytes * h)) & ((1 << f.count) - 1)
+                    bit = (value >> (f.at + word.half * h)) & ((1 << f.count) - 1)
                     lanes[..., f.pair, h] |= (bit << f.first).to(torch.uint8)
     return _from_lanes(lanes)

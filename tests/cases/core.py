@@ -41,7 +41,7 @@ def random_packed(
 
 
 def qmatmul_case(name: str, x: Tensor, m: PackedMatrix, act_bits: int = 32) -> Case:
-    """Error: float32 sums of K products, and for integer activations half a step of each run of 32."""
+    """Error: float32 sums of K products, and for integer activations half a step of each run of 32 (GPU: of 128)."""
     W = dequantize(m).double()
     xd = x.double()
     expected = xd @ W + (0 if m.bias is None else m.bias.double())
@@ -53,12 +53,9 @@ def qmatmul_case(name: str, x: Tensor, m: PackedMatrix, act_bits: int = 32) -> C
     bound = ((m.K + 8) * F32 + (2 * UNIT[x.dtype] if rounded else 0)) * size
     if act_bits < 32:
         step = 1.0 / (2 ** (act_bits - 1) - 1)
-        runs = _gathered(xd, m).abs().unflatten(-1, (m.blocks.shape[0], ROWS))
-        largest = runs.amax(-1, keepdim=True).expand_as(runs).flatten(-2)
-        rows = torch.zeros(m.blocks.shape[0] * ROWS, m.N, dtype=torch.float64)
-        order = torch.arange(m.K) if m.perm is None else m.perm.long()
-        rows[: order.numel()][order >= 0] = W[order[order >= 0]]
-        bound = bound + 0.51 * step * (largest @ rows.abs())
+        bound = bound + 0.51 * step * _largest_of_runs(xd, W, m, ROWS)
+    if x.dtype != torch.float32 and x.numel() <= 2 * m.K:  # a GPU may take whole numbers
+        bound = bound + 2.0**-21.9 * _largest_of_runs(xd, W, m, 4 * ROWS)
     bound = (
         bound + rounding(expected, x.dtype) + (0 if m.bias is None else m.bias.double().abs() * F32)
     )
@@ -79,6 +76,17 @@ def _gathered(x: Tensor, m: PackedMatrix) -> Tensor:
         return torch.nn.functional.pad(x, (0, rows - m.K))
     out = x[..., m.perm.clamp(min=0).long()]
     return out.masked_fill(m.perm < 0, 0.0)
+
+
+def _largest_of_runs(x: Tensor, W: Tensor, m: PackedMatrix, run: int) -> Tensor:
+    """``[.., N]``: the sum of ``abs(W)``, each row times the largest ``abs(x)`` of its run of packed rows."""
+    packed = m.blocks.shape[0] * ROWS
+    order = torch.arange(m.K) if m.perm is None else m.perm.long()
+    rows = torch.zeros(-(-packed // run) * run, m.N, dtype=torch.float64)
+    rows[: order.numel()][order >= 0] = W[order[order >= 0]].abs()
+    runs = torch.nn.functional.pad(_gathered(x, m).abs(), (0, rows.shape[0] - packed))
+    runs = runs.unflatten(-1, (-1, run))
+    return runs.amax(-1, keepdim=True).expand_as(runs).flatten(-2) @ rows
 
 
 def qmatmul_cases() -> Iterator[Case]:
@@ -150,6 +158,34 @@ def few_rows_qmatmul_cases() -> Iterator[Case]:
         yield qmatmul_case(f"few-askew-{dtype}", x, m)
 
 
+def narrow_qmatmul_cases() -> Iterator[Case]:
+    """2 and 3 bits in groups of 128 and more, one and two rows: what a GPU multiplies in whole numbers."""
+    for dtype, bits, M in itertools.product((torch.float16, torch.bfloat16), (2, 3), (1, 2)):
+        kind = f"w{bits}-{dtype}-m{M}"
+        m = random_packed(1152, 72, [bits], group=128)
+        x = torch.randn(M, 1152)
+        yield qmatmul_case(f"narrow-{kind}", x.to(dtype), m)
+        yield qmatmul_case(f"narrow-tiny-{kind}", (x * 1e-6).to(dtype), m)
+        wild = x * torch.logspace(-4, 4, 1152)[torch.randperm(1152)]
+        yield qmatmul_case(f"narrow-wide-range-{kind}", wild.to(dtype), m)
+        x[:, 100:700] = 0
+        yield qmatmul_case(f"narrow-holes-{kind}", x.to(dtype), m)
+        m = random_packed(640, 333, [bits], group=128, zeros=True, shuffled=True, bias=dtype)
+        yield qmatmul_case(f"narrow-odd-{kind}", torch.randn(M, 640).to(dtype), m)
+        for name, K, N, group in (
+            ("one-group", 768, 40, 768),
+            ("last-group-shorter", 1152, 4000, 256),
+            ("padded", 104, 24, 128),
+            ("padded-and-odd", 101, 24, 128),
+            ("split", 20480, 48, 128),
+        ):
+            m = random_packed(K, N, [bits], group=group, zeros=K < 1000)
+            yield qmatmul_case(f"narrow-{name}-{kind}", torch.randn(M, K).to(dtype), m)
+        m = random_packed(256, 64, [bits], group=128)
+        x = torch.randn(M, 300).to(dtype)[:, 5:261]
+        yield qmatmul_case(f"narrow-askew-{kind}", x, m)
+
+
 def many_rows_qmatmul_cases() -> Iterator[Case]:
     """What tiles of many rows and columns treat specially: the ends of rows, columns and k, cut tiles, odd strides."""
     for dtype in (torch.float16, torch.bfloat16):
@@ -178,14 +214,14 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
 
 def fused_qmatmul_cases() -> Iterator[Case]:
     """What is done to x first and what is added last, beside the product of the input so prepared."""
-    for dtype, (K, widths, group, begin) in itertools.product(
-        DTYPES, [(96, [4, 3], 32, 3), (384, [4], 128, 8)]
+    for dtype, (K, widths, group, begin, rows) in itertools.product(
+        DTYPES, [(96, [4, 3], 32, 3, 3), (384, [4], 128, 8, 3), (384, [3], 128, 8, 1)]
     ):
         m = random_packed(K, 40, widths, group=group, bias=dtype)
-        x = torch.randn(2, 3, K).to(dtype)
+        x = torch.randn(2, rows, K).to(dtype)
         # A view, as a padded product gives it.
-        both = torch.randn(5, 2 * K + 16).to(dtype)[:, begin : begin + 2 * K]
-        weight, add = torch.randn(K), torch.randn(2, 3, 40).to(dtype)
+        both = torch.randn(2 * rows - 1, 2 * K + 16).to(dtype)[:, begin : begin + 2 * K]
+        weight, add = torch.randn(K), torch.randn(2, rows, 40).to(dtype)
         gate, up = both.double().chunk(2, -1)
         normed = (
             x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
@@ -202,7 +238,7 @@ def fused_qmatmul_cases() -> Iterator[Case]:
             "add-strided": (
                 x,
                 x.double(),
-                (None, 0.0, -1, torch.randn(2, 3, 80).to(dtype)[..., 20:60]),
+                (None, 0.0, -1, torch.randn(2, rows, 80).to(dtype)[..., 20:60]),
             ),
         }
         for name, (given, inner, extra) in prepared.items():
@@ -218,7 +254,7 @@ def fused_qmatmul_cases() -> Iterator[Case]:
                 + F32 * expected.abs()
             )
             args = (given, *plain.args[1:9], *extra)
-            yield Case("qmatmul", f"{name}-{dtype}-{K}", args, expected, bound)
+            yield Case("qmatmul", f"{name}-{dtype}-{K}-m{rows}", args, expected, bound)
 
 
 def cached_attention_cases() -> Iterator[Case]:

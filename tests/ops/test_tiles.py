@@ -27,7 +27,8 @@ def test_every_bit_of_a_lane_has_one_place(bits: int) -> None:
     words = [word for part in tiles.PARTS[bits] for word in part]
     for word in words:
         places = Counter(f.at + i for f in word.fields for i in range(f.count))
-        assert places == Counter(range(4 * word.nbytes))  # of one half; the other is alike
+        mine = (2, 3, 4, 5, 10, 11, 12, 13) if word.shared else range(4 * word.nbytes)
+        assert places == Counter(mine)  # of one half; the other is alike
     held = Counter(
         (f.pair, f.first + i) for word in words for f in word.fields for i in range(f.count)
     )
@@ -42,6 +43,19 @@ def test_a_lane_holds_its_share_of_a_tensor_core_operand() -> None:
     word = tiles._pack_lanes(codes, 4).view(torch.int32).view(32, 2)
     assert word.nonzero().tolist() == [[22, 0]]
     assert int(word[22, 0]) & 0xFFFFFFFF == 0b1011 << (16 + 8)
+
+
+def test_two_lanes_share_a_word_of_a_3_bit_tile() -> None:
+    """Row 21, column 5: its pair lies in the second part."""
+    codes = torch.zeros(32, 16, dtype=torch.uint8)
+    # g = 5, v = 0. Row 21 = 16 + 2 * 2 + 1: s = 1, u = 0, t = 2, h = 1. Lane 22, pair 4, bits 2-4 of the high half; row 23
+    # is lane 23's, turned left by 4.
+    codes[21, 5], codes[23, 5] = 0b101, 0b011
+    tile = tiles._pack_lanes(codes, 3)
+    assert tile[:128].count_nonzero() == 0
+    assert tile[128:].view(torch.int32).nonzero().tolist() == [[11]]
+    expected = (0b101 << 18) | (0b011 << 22)
+    assert int(tile[128:].view(torch.int32)[11]) == expected
 
 
 @pytest.mark.gpu

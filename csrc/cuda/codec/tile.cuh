@@ -20,11 +20,13 @@ namespace nybble::cuda {
 
 constexpr int kTileRows = 32, kTileColumns = 16;
 
-// A lane's words of a tile. The halves of a word of 16 bits are bytes 0 and 2 (spread when loaded).
+// A lane's words of a tile. When loaded, one of 16 bits is spread over bytes 0 and 2, one that two lanes share over
+// bits 2 to 5 of each byte (the others are the other lane's).
 template <int kBits>
 struct TileLane {
   static constexpr int kFirst = kBits == 8 ? 4 : kBits >= 4 ? 2 : 1;  // words of the first part
-  static constexpr int kSecondBytes = kBits == 6 ? 4 : kBits == 3 || kBits == 5 ? 2 : 0;
+  static constexpr bool kShared = kBits == 3;                         // the second part: a word to two lanes
+  static constexpr int kSecondBytes = kBits == 6 ? 4 : kBits == 5 || kShared ? 2 : 0;
   uint32_t word[kFirst + (kSecondBytes > 0 ? 1 : 0)];
 
   // `tile` points to the tile's 64 * kBits bytes, in shared or global memory, 16-byte aligned or better for 8 bits, 8
@@ -40,14 +42,21 @@ struct TileLane {
       word[0] = reinterpret_cast<const uint32_t*>(tile)[lane];
     }
     const uint8_t* second = tile + 128 * kFirst;
-    if constexpr (kSecondBytes == 4) word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
-    if constexpr (kSecondBytes == 2) word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
-    spread();
+    if constexpr (kShared)
+      word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane / 2];
+    else if constexpr (kSecondBytes == 4)
+      word[kFirst] = reinterpret_cast<const uint32_t*>(second)[lane];
+    else if constexpr (kSecondBytes == 2)
+      word[kFirst] = reinterpret_cast<const uint16_t*>(second)[lane];
+    spread(lane);
   }
 
-  // Byte 1 of a word of 16 bits to byte 2, so that its halves are as those of the others.
-  __device__ void spread() {
-    if constexpr (kSecondBytes == 2) word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
+  // Brings the word of the second part to where its fields are expected.
+  __device__ void spread(int lane) {
+    if constexpr (kShared)
+      word[kFirst] = __funnelshift_r(word[kFirst], word[kFirst], lane % 2 * 4);
+    else if constexpr (kSecondBytes == 2)
+      word[kFirst] = __byte_perm(word[kFirst], 0, 0x4140);
   }
 };
 
@@ -81,7 +90,7 @@ __host__ __device__ constexpr int shift_of(int at) {
   int first = 0;  // the first field that does not fit without a shift
   while (first + kBits <= room) first += kBits;
   while (at - first + kBits > room) first += kBits;
-  return first;
+  return first < at ? first : at;
 }
 
 // (word & mask) | magic as the one instruction it is: left to itself, the compiler makes two of two constants.
@@ -123,6 +132,11 @@ __device__ inline uint32_t cut(uint32_t word, int at, int count, int to) {
   return (at >= to ? word >> (at - to) : word << (to - at)) & (mask | mask << 16);
 }
 
+// Pairs 5 and 7 of 3 bits, at bits 5 to 7 of the bytes: two bits of the first word, one of the second.
+__device__ inline uint32_t last_codes(const TileLane<3>& lane) {
+  return masked(lane.word[0], 0xc0c0c0c0, lane.word[1] & 0x20202020);
+}
+
 }  // namespace codec
 
 // out[j] = pair j, code - kZero, exact. kZero is 2^(bits-1) where the matrix has no zeros, 0 where they are taken off
@@ -141,14 +155,15 @@ __device__ void decode(const TileLane<kBits>& lane, typename Pair<T>::type (&out
     out[6] = number<T, 2, 12, kZero>(w[0]);
     out[7] = number<T, 2, 14, kZero>(w[0]);
   } else if constexpr (kBits == 3) {
+    const uint32_t last = last_codes(lane);
     out[0] = number<T, 3, 0, kZero>(w[0]);
     out[1] = number<T, 3, 3, kZero>(w[0]);
-    out[2] = number<T, 3, 9, kZero>(w[0]);
-    out[3] = number<T, 3, 12, kZero>(w[0]);
-    out[4] = number<T, 3, 0, kZero>(w[1]);
-    out[5] = number<T, 3, 6, kZero>(w[0]);
-    out[6] = number<T, 3, 3, kZero>(w[1]);
-    out[7] = gathered<T, kZero>(cut(w[1], 6, 2, 0) | cut(w[0], 15, 1, 2));
+    out[2] = number<T, 3, 0, kZero>(w[0] >> 8);
+    out[3] = number<T, 3, 3, kZero>(w[0] >> 8);
+    out[4] = number<T, 3, 2, kZero>(w[1]);
+    out[5] = number<T, 3, 5, kZero>(last);
+    out[6] = number<T, 3, 2, kZero>(w[1] >> 8);
+    out[7] = number<T, 3, 5, kZero>(last >> 8);
   } else if constexpr (kBits == 4) {
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
@@ -191,34 +206,46 @@ __device__ void decode(const TileLane<kBits>& lane, typename Pair<T>::type (&out
   }
 }
 
-// Narrow codes as half without the arithmetic: a code's bits alone are a half below the smallest normal one, which
-// tensor cores take as exactly as any other. out[4 s + 2 u + v] = code / power(s, v).
+// Narrow codes without the arithmetic: left where they lie in their half or byte, and the power of two that this takes
+// is made good later.
 template <int kBits>
 struct TinyCodes {
   static_assert(kBits == 2 || kBits == 3);
 
-  __host__ __device__ static constexpr float power(int s, int v) {
-    constexpr int kAt[2][2][2] = {{{0, 2}, {4, 6}}, {{0, 3}, {0, 6}}};  // bits, s, v: where the code lies
-    return static_cast<float>(1 << (24 - kAt[kBits - 2][s][v]));
+  // The bit of pairs 4 s + v and 4 s + 2 + v; these lie 8 bits further.
+  __host__ __device__ static constexpr int at(int s, int v) {
+    constexpr int kAt[2][2][2] = {{{0, 2}, {4, 6}}, {{0, 3}, {2, 5}}};
+    return kAt[kBits - 2][s][v];
   }
 
+  // A code's bits alone are a half below the smallest normal one, which tensor cores take as exactly as any other.
+  // out[4 s + 2 u + v] = code / power(s, v).
+  __host__ __device__ static constexpr float power(int s, int v) { return static_cast<float>(1 << (24 - at(s, v))); }
+
   __device__ static void decode(const TileLane<kBits>& lane, uint32_t (&out)[8]) {
-    using codec::cut;
-    const auto& w = lane.word;
-    const auto at = [](uint32_t word, int p) { return cut(word, p, kBits, p); };
-    if constexpr (kBits == 2) {
-      const uint32_t w8 = w[0] >> 8;
-      out[0] = at(w[0], 0), out[2] = at(w8, 0);
-      out[1] = at(w[0], 2), out[3] = at(w8, 2);
-      out[4] = at(w[0], 4), out[6] = at(w8, 4);
-      out[5] = at(w[0], 6), out[7] = at(w8, 6);
-    } else {
-      const uint32_t w9 = w[0] >> 9;
-      out[0] = at(w[0], 0), out[2] = at(w9, 0);
-      out[1] = at(w[0], 3), out[3] = at(w9, 3);
-      out[4] = at(w[1], 0), out[6] = at(w[1] >> 3, 0);
-      out[5] = at(w[0], 6), out[7] = cut(w[1], 6, 2, 6) | cut(w[0], 15, 1, 8);
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        const uint32_t word = word_of(lane, s, v), mask = ((1u << kBits) - 1) * 0x10001u << at(s, v);
+        out[4 * s + v] = word & mask;
+        out[4 * s + 2 + v] = word >> 8 & mask;
+      }
     }
+  }
+
+  // The four codes of a lane that belong to step s and column lane / 4 + 8 v as bytes, times 2^at(s, v): of pair
+  // 4 s + v and the one 2 further the low halves, then the high ones.
+  __device__ static uint32_t bytes(const TileLane<kBits>& lane, int s, int v) {
+    return word_of(lane, s, v) & ((1u << kBits) - 1) * 0x1010101u << at(s, v);
+  }
+
+ private:
+  __device__ static uint32_t word_of(const TileLane<kBits>& lane, int s, int v) {
+    if constexpr (kBits == 3) {
+      if (s == 1) return v == 0 ? lane.word[1] : codec::last_codes(lane);
+    }
+    return lane.word[0];
   }
 };
 

@@ -26,6 +26,16 @@ __device__ inline void multiply_add(float (&c)[4], const unsigned (&a)[4], unsig
 #endif
 }
 
+// c += a b, A 16 x 32 of uint8 and B 32 x 8 of int8, exactly. A: rows g, g + 8, g, g + 8; columns 4t ... 4t + 3 (first
+// two registers), 16 further; B: rows 4t ... 4t + 3 and 16 further; column g.
+__device__ inline void multiply_add_bytes(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
 // c += a b, A 16 x 8 and B 8 x 8 in tf32: floats with 10 bits behind the point. A: rows g, g + 8 of column t, then of
 // column t + 4; B: rows t, t + 4 of column g.
 __device__ inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {

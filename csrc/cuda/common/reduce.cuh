@@ -21,6 +21,28 @@ __device__ inline float warp_reduce(float v) {
   return v;
 }
 
+// The greater; NaN if either is (sm_80 and later; nothing before it).
+__device__ inline float max_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+#endif
+  return a;
+}
+
+// Over a warp, in one instruction (sm_80 and later; nothing before it).
+__device__ inline unsigned warp_max(unsigned v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  v = __reduce_max_sync(0xffffffffu, v);
+#endif
+  return v;
+}
+__device__ inline int warp_sum(int v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  v = __reduce_add_sync(0xffffffffu, v);
+#endif
+  return v;
+}
+
 // All kThreads threads of the block must call it; kThreads is a multiple of 32. May be called again at once.
 template <typename Op, int kThreads>
 __device__ inline float block_reduce(float v) {

@@ -63,6 +63,14 @@ struct Cut {
   size_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
 
+// What is made of x for the product, beside what it is itself.
+enum class Made { nothing, sums, digits };
+
+size_t made_bytes(Made made, int rows, int quads) {
+  if (made == Made::digits) return few_digit_bytes(rows, quads);
+  return made == Made::sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0;
+}
+
 // The k block at `cost` from the front, moved to where a quad begins.
 int k_at(const FewMatrix& m, int64_t cost) {
   int k = 0;
@@ -77,7 +85,7 @@ int k_at(const FewMatrix& m, int64_t cost) {
 }
 
 // How `splits` blocks, with so many column blocks each, share the matrix, and what lies where in shared memory.
-Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, const Ring& ring) {
+Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, const Ring& ring) {
   const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
   Cut c{};
   c.rows = rows;
@@ -105,7 +113,7 @@ Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, c
   columns = ceil_div(NB, clusters);
   c.quads = quads;
   c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
-  c.scratch_at = c.sums_at + (sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0);
+  c.scratch_at = c.sums_at + made_bytes(made, rows, quads);
   c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
   c.ring_at = (c.block_sums_at + (splits > 1 ? sizeof(float) * rows * columns * kTileColumns : 0) + 127) / 128 * 128;
   c.list_at = c.shares_at = c.ring_at;
@@ -120,7 +128,7 @@ Cut cut_into(const FewMatrix& m, bool sums, int rows, int splits, int columns, c
 // The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
 // reads 34 of them in a nanosecond, a cluster costs a microsecond, each smaller ring a tenth, and where blocks take
 // turns they begin anew, with x.
-Cut fastest(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
+Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
   for (int i = 0; i < m.parts; ++i) quads += m.part[i].quads();
@@ -132,9 +140,9 @@ Cut fastest(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
       const int at_once = clusters_at_once(splits, g);
       if (at_once == 0) break;
       int columns = std::min(ceil_div(NB, at_once), kMostColumns);
-      Cut c = cut_into(m, sums, rows, splits, columns, ring);
+      Cut c = cut_into(m, made, rows, splits, columns, ring);
       while (c.shared > static_cast<size_t>(g.shared_memory) && columns > 1)
-        c = cut_into(m, sums, rows, splits, columns = ceil_div(columns, 2), ring);
+        c = cut_into(m, made, rows, splits, columns = ceil_div(columns, 2), ring);
       if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
       const int turns = ceil_div(c.clusters, at_once);
       const double time = slower * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
@@ -148,9 +156,9 @@ Cut fastest(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
 }
 
 // Where x does not fit: half the rows.
-Cut cut(const FewMatrix& m, bool sums, int rows, const Gpu& g) {
+Cut cut(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   for (; rows > 0; rows /= 2) {
-    const Cut c = fastest(m, sums, rows, g);
+    const Cut c = fastest(m, made, rows, g);
     if (c.rows > 0) return c;
   }
   return {};
@@ -174,17 +182,19 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
   return true;
 }
 
-// Whether the kernel takes zeros off the sums, and needs those of x.
-bool wants_sums(const QMatmulArgs& a, const FewMatrix& m) {
+// Digits are not for `invariant`: rows beyond the second take another way.
+Made made_of_x(const QMatmulArgs& a, const FewMatrix& m) {
+  if (a.M <= kFewDigitRows && !a.invariant && !takes_ring(m) && m.part[0].bits <= 3) return Made::digits;
   bool tiny = false;
   for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
-  return a.zeros != nullptr || tiny;
+  return a.zeros != nullptr || tiny ? Made::sums : Made::nothing;
 }
 
 template <typename T>
-FewKernel kernel_for(const FewMatrix& m, int slots) {
+FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
   const bool zeros = m.zeros != nullptr;
-  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots) : few_kernel_of<T>(m.part[0].bits, zeros);
+  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots)
+                       : few_kernel_of<T>(m.part[0].bits, zeros, made == Made::digits);
 }
 
 // With `invariant` there is one plan for any number of rows.
@@ -206,7 +216,7 @@ bool must_gather(const QMatmulArgs& a) {
   FewMatrix m;
   const Gpu g = gpu();
   if (!describe_few(a, &m)) return true;
-  const Cut c = cut(m, wants_sums(a, m), rows_at_once(a), g);
+  const Cut c = cut(m, made_of_x(a, m), rows_at_once(a), g);
   const int bytes = few_unordered_bytes(static_cast<int>(rows), static_cast<int>(a.K), c.quads);
   return unordered_at(c) + bytes > static_cast<size_t>(g.shared_memory);
 }
@@ -220,7 +230,7 @@ bool supports_few(const QMatmulArgs& a) {
   if (a.M > 2 * kFewRows && !a.invariant) return false;  // weights are read again for each 8 rows
   if (a.KB == 0 || a.KB >= 1 << 15) return false;        // FewPart::group_of
   FewMatrix m;
-  return describe_few(a, &m) && cut(m, wants_sums(a, m), rows_at_once(a), g).rows > 0;
+  return describe_few(a, &m) && cut(m, made_of_x(a, m), rows_at_once(a), g).rows > 0;
 }
 
 bool few_prepares(const QMatmulArgs& a) {
@@ -241,15 +251,15 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   }
   FewArgs f{};
   describe_few(a, &f.m);
-  const bool sums = wants_sums(a, f.m);
-  const Cut c = cut(f.m, sums, rows_at_once(a), g);
+  const Made made = made_of_x(a, f.m);
+  const Cut c = cut(f.m, made, rows_at_once(a), g);
   f.splits = c.splits;
   f.columns = c.columns;
   f.columns_more = c.columns_more;
   std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
   std::copy(std::begin(c.parts_of), std::end(c.parts_of), f.parts_of);
   std::copy(std::begin(c.quads_of), std::end(c.quads_of), f.quads_of);
-  f.sums_at = sums ? static_cast<int32_t>(c.sums_at) : 0;
+  f.sums_at = made != Made::nothing ? static_cast<int32_t>(c.sums_at) : 0;
   f.scratch_at = static_cast<int32_t>(c.scratch_at);
   f.block_sums_at = static_cast<int32_t>(c.block_sums_at);
   f.ring_at = static_cast<int32_t>(c.ring_at);
@@ -275,7 +285,7 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
 
   const int slots = c.ring.slots;
   const FewKernel kernel =
-      a.x_dtype == DType::f16 ? kernel_for<__half>(f.m, slots) : kernel_for<__nv_bfloat16>(f.m, slots);
+      a.x_dtype == DType::f16 ? kernel_for<__half>(f.m, made, slots) : kernel_for<__nv_bfloat16>(f.m, made, slots);
   const cudaError_t raised = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, g.shared_memory);
   if (raised != cudaSuccess) return status(raised);

@@ -17,6 +17,7 @@
 #pragma once
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/launch.cuh"
+#include "cuda/qmatmul/few_digits.cuh"
 #include "cuda/qmatmul/few_tiles.cuh"
 
 namespace nybble::cuda {
@@ -36,9 +37,9 @@ struct FewArgs {
   int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
   // What lies there: parts, and quads of a column block.
   int16_t parts_of[kFewSplits], quads_of[kFewSplits];
-  int32_t slot_bytes;            // of a warp's ring
-  int32_t scales_at, zeros_at;   // bytes into a slot
-  // Bytes into shared memory. sums_at 0: none are wanted
+  int32_t slot_bytes;           // of a warp's ring
+  int32_t scales_at, zeros_at;  // bytes into a slot
+  // Bytes into shared memory. sums_at: of x, or its digits; 0: neither is wanted
   int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, unordered_at;
 };
 
@@ -108,8 +109,7 @@ struct FewBlock {
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x,    m,       shared, a.sums_at == 0 ? nullptr : sums(), scratch, shared + a.unordered_at,
-            k_first, k_last, quads};
+    return {a.x, m, shared, scratch, shared + a.unordered_at, k_first, k_last, quads};
   }
 
   // Before anything else: the order of x, if it has one, would wait behind weights.
@@ -130,6 +130,15 @@ struct FewBlock {
   template <int kAfter>
   __device__ void take_x() const {
     staged().template finish<kAfter>();
+    if (a.sums_at != 0) staged().sum_up(sums());
+    __syncthreads();
+  }
+
+  // The same, as digits.
+  __device__ void take_digits() const {
+    staged().template finish<0>();
+    __syncthreads();
+    few_write_digits<T>(shared, sums(), rows, quads, warp, kFewWarps, lane);
     __syncthreads();
   }
 
@@ -139,6 +148,8 @@ struct FewBlock {
     return {few_operand(shared_address(shared), rows, quads, lane) + quad * 256,
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
+
+  __device__ FewDigits digits(int quad) const { return {sums(), rows, quads, quad, lane}; }
 
   // Where stretch `stretch` of a part leaves its share of a column block.
   __device__ int slot_of(int part, int column, int stretch) const {

@@ -2,5 +2,5 @@
 #include "cuda/qmatmul/few_kernels.cuh"
 
 namespace nybble::cuda {
-template FewKernel few_kernel_of<__nv_bfloat16>(int bits, bool zeros);
+template FewKernel few_kernel_of<__nv_bfloat16>(int bits, bool zeros, bool digits);
 }  // namespace nybble::cuda

@@ -29,11 +29,11 @@ __device__ __forceinline__ void fetch_words(TileLane<kBits>& t, const uint8_t* m
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(word[0]), "=r"(word[1]) : "l"(mine));
   else
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(word[0]) : "l"(mine));
-  if constexpr (TileLane<kBits>::kSecondBytes == 4)
+  if constexpr (TileLane<kBits>::kSecondBytes == 4 || TileLane<kBits>::kShared)
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];"
                  : "=r"(word[TileLane<kBits>::kFirst])
                  : "l"(mine + second));
-  if constexpr (TileLane<kBits>::kSecondBytes == 2) {
+  if constexpr (TileLane<kBits>::kSecondBytes == 2 && !TileLane<kBits>::kShared) {
     uint16_t half;
     asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(half) : "l"(mine + second));
     word[TileLane<kBits>::kFirst] = half;
@@ -51,7 +51,8 @@ struct QuadInRegisters {
   // `from` points to the lane's first words. Only the first `tiles`: the rest are of x = 0.
   __device__ __forceinline__ void fetch_tiles(const uint8_t* from, int lane, int tiles = 4) {
     using Tile = TileLane<kBits>;
-    const int second = 128 * Tile::kFirst + lane * (Tile::kSecondBytes - 4 * Tile::kFirst);
+    const int mine = Tile::kShared ? lane / 2 * 4 : lane * Tile::kSecondBytes;
+    const int second = 128 * Tile::kFirst + mine - lane * 4 * Tile::kFirst;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i < tiles) fetch_words(raw[i], from + i * 64 * kBits, second);
@@ -68,7 +69,7 @@ struct QuadInRegisters {
 
   __device__ TileLane<kBits> tile(int i) const {
     TileLane<kBits> words = raw[i];
-    words.spread();
+    words.spread(threadIdx.x);
     return words;
   }
   __device__ float scale(int, int v) const { return __half2float(__ushort_as_half(scales[v])); }
@@ -146,10 +147,11 @@ struct FewSource {
   }
 };
 
-template <typename T, int kBits, bool kZeros>
+// kDigits: of up to kFewDigitRows rows, in whole numbers.
+template <typename T, int kBits, bool kZeros, bool kDigits>
 __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   constexpr int kBatch = kFewBatch<kBits>;
-  using Product = FewProduct<T, kBits, false, kZeros>;
+  using Product = std::conditional_t<kDigits, FewDigitProduct<kBits, kZeros>, FewProduct<T, kBits, false, kZeros>>;
   typename FewBlock<T>::Walk walk(b);
   walk.next();
   const auto stretch = b.stretch_of(walk);
@@ -158,15 +160,24 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   QuadInRegisters<kBits, kZeros> quads[2][kBatch];
   int counts[2] = {source.fetch(quads[0]), 0};
   b.ask_for_x();
-  b.template take_x<0>();
+  if constexpr (kDigits)
+    b.take_digits();
+  else
+    b.template take_x<0>();
 
+  const auto operand = [&](int quad) {
+    if constexpr (kDigits)
+      return b.digits(quad);
+    else
+      return b.operand(quad);
+  };
   int column = stretch.from / each, at = stretch.from - column * each;  // quad of the column block
-  FewOperand x = b.operand(at);
+  auto x = operand(at);
   const auto begin = [&] {
     if (b.lane == 0) b.begins(0, column, b.slot_of(0, column, b.warp));
   };
   if (at == 0 && counts[0] > 0) begin();
-  float total[4] = {};
+  float total[kDigits ? 2 : 4] = {};
 #pragma unroll 1
   while (counts[0] > 0) {
 #pragma unroll
@@ -181,30 +192,38 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
       at += counts[half];
       x = x.after(counts[half]);
       if (at == each || counts[1 - half] == 0) {
-        b.leave(b.slot_of(0, column, b.warp), total);
+        const int slot = b.slot_of(0, column, b.warp);
+        if constexpr (kDigits) {
+          float sums[4];
+          Product::finish(total, sums);
+          b.leave(slot, sums);
+          total[0] = total[1] = 0;
+        } else {
+          b.leave(slot, total);
+        }
         if (counts[1 - half] == 0) return;
         ++column;
         begin();
         at = 0;
-        x = b.operand(0);
+        x = operand(0);
       }
     }
   }
 }
 
-template <typename T, int kBits, bool kZeros>
+template <typename T, int kBits, bool kZeros, bool kDigits>
 __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_constant__ FewArgs a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
   block.ask_for_order();
-  few_multiply<T, kBits, kZeros>(block);
+  few_multiply<T, kBits, kZeros, kDigits>(block);
   block.add_up();
 #endif
 }
 
-// The kernel for a width; each dtype is a unit of its own, few_*.cu.
+// The kernel for a width; each dtype is a unit of its own, few_*.cu. With digits: of few_takes_digits().
 template <typename T>
-FewKernel few_kernel_of(int bits, bool zeros);
+FewKernel few_kernel_of(int bits, bool zeros, bool digits);
 
 }  // namespace nybble::cuda

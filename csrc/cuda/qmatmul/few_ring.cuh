@@ -1,8 +1,8 @@
 // The product for few rows (few.cuh) with a matrix of any widths and groups.
 //
 // Each warp has a ring in shared memory. A slot takes a batch: some quads of a part that follow each other in a column
-// block, up to 3 KB, with the scales and zeros of their groups. What is on its way need not be of one width: the ring is
-// never empty where a part ends.
+// block, up to 3 KB, with the scales and zeros of their groups. What is on its way need not be of one width: the ring
+// is never empty where a part ends.
 //
 //      slot:    tiles ... | scales [quad, or tile of a fine one][16] | zeros, the same
 //
@@ -20,15 +20,17 @@ constexpr int kFewSlots = 3, kFewLeastSlots = 2;
 constexpr int kFewEarly = 1;
 constexpr int kFewMostBatch = 3072;  // bytes of tiles
 
-constexpr int kFewList = 64;         // batches of a warp that are written down
+constexpr int kFewList = 64;  // batches of a warp that are written down
 
 // A batch as it is written down: packed, so that one instruction reads it. A number is what a column has of a group,
 // and its quads, or tiles of fine ones, have one each; neighbours are of one group or of two that follow each other.
 struct __align__(16) FewBatch {
   uint32_t tiles;    // where they lie, in units of 64 bytes
   uint32_t numbers;  // the first group, in rows of 16
-  uint32_t what;     // 8 bits of tile bytes, in units of 64 | bits, 4 | fine, 1 | quads, 3 | 16: number i is a next group's
-  uint32_t where;    // pieces of 16 bytes of scales, 6 bits | first quad of x, 13 | where the sums go after it, 13: slot + 1
+  uint32_t
+      what;  // 8 bits of tile bytes, in units of 64 | bits, 4 | fine, 1 | quads, 3 | 16: number i is a next group's
+  uint32_t
+      where;  // pieces of 16 bytes of scales, 6 bits | first quad of x, 13 | where the sums go after it, 13: slot + 1
 
   __device__ int units() const { return what & 0xff; }
   __device__ int bits() const { return what >> 8 & 15; }

@@ -95,7 +95,6 @@ struct FewRows {
   const FewX& a;
   const FewMatrix& m;
   uint8_t* rows;  // in shared memory
-  uint8_t* sums;  // nullptr: not wanted
   float* scratch;
   uint8_t* unordered;  // with perm: few_unordered_bytes()
   int first, last;     // k blocks
@@ -128,7 +127,29 @@ struct FewRows {
   __device__ __forceinline__ void finish() const {
     wait_for_copies<kAfter>();
     if (a.perm != nullptr) put_in_order();
-    if (sums != nullptr) sum_up();
+  }
+
+  // After finish(): the sums of x. By tensor cores: every row of (ones) x^T is the sums.
+  __device__ void sum_up(uint8_t* sums) const {
+    __syncthreads();
+    const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
+    const unsigned one = pack<T>(1, 1), ones[4] = {one, one, one, one};
+    const unsigned from = few_operand(shared_address(rows), a.M, quads, lane);
+    for (int quad = threadIdx.x / 32; quad < quads; quad += kThreads / 32) {
+      auto* to = reinterpret_cast<float2*>(sums + quad * step + lane * 8);
+      float2 all = {0, 0};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float sum[4] = {};
+        unsigned b[4];
+        load_matrices<false>(b, from + quad * 256 + i * 64);
+        multiply_add<T>(sum, ones, b[0], b[1]);
+        multiply_add<T>(sum, ones, b[2], b[3]);
+        if (2 * lane < a.M) to[(1 + i) * (step / kFewSums / 8)] = {sum[0], sum[1]};
+        all.x += sum[0], all.y += sum[1];
+      }
+      if (2 * lane < a.M) *to = all;
+    }
   }
 
  private:
@@ -180,29 +201,6 @@ struct FewRows {
         *piece(row, i) = eight;
       }
     });
-  }
-
-  // By tensor cores: every row of (ones) x^T is the sums.
-  __device__ void sum_up() const {
-    __syncthreads();
-    const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
-    const unsigned one = pack<T>(1, 1), ones[4] = {one, one, one, one};
-    const unsigned from = few_operand(shared_address(rows), a.M, quads, lane);
-    for (int quad = threadIdx.x / 32; quad < quads; quad += kThreads / 32) {
-      auto* to = reinterpret_cast<float2*>(sums + quad * step + lane * 8);
-      float2 all = {0, 0};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float sum[4] = {};
-        unsigned b[4];
-        load_matrices<false>(b, from + quad * 256 + i * 64);
-        multiply_add<T>(sum, ones, b[0], b[1]);
-        multiply_add<T>(sum, ones, b[2], b[3]);
-        if (2 * lane < a.M) to[(1 + i) * (step / kFewSums / 8)] = {sum[0], sum[1]};
-        all.x += sum[0], all.y += sum[1];
-      }
-      if (2 * lane < a.M) *to = all;
-    }
   }
 
   // What the op of its own would have written.
