@@ -29,6 +29,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.qmatmul_cases,
     core.half_qmatmul_cases,
     core.few_rows_qmatmul_cases,
+    core.mixture_qmatmul_cases,
     core.many_rows_qmatmul_cases,
     core.fused_qmatmul_cases,
     core.cached_attention_cases,
