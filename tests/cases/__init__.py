@@ -30,6 +30,7 @@ TABLE: list[Callable[[], Iterator[Case]]] = [
     core.half_qmatmul_cases,
     core.few_rows_qmatmul_cases,
     core.narrow_qmatmul_cases,
+    core.mixture_qmatmul_cases,
     core.many_rows_qmatmul_cases,
     core.fused_qmatmul_cases,
     core.cached_attention_cases,

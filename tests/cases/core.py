@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nybble.benchmarks.random_matrix import Segment, random_mixture
 from nybble.ops.packed import PackedMatrix, dequantize, make_packed
 from nybble.ops.tiles import ROWS
 from tests.cases.base import DTYPES, F32, UNIT, Case, rounding
@@ -156,6 +157,31 @@ def few_rows_qmatmul_cases() -> Iterator[Case]:
         m = random_packed(256, 64, [3], group=128)
         x = torch.randn(3, 300).to(dtype)[:, 5:261]
         yield qmatmul_case(f"few-askew-{dtype}", x, m)
+        m = random_packed(4096, 40, [4], group=128, shuffled=True)
+        for M in (1, 8):  # so many numbers of x are put in order by a kernel of its own
+            yield qmatmul_case(f"few-shuffled-{dtype}-m{M}", torch.randn(M, 4096).to(dtype), m)
+
+
+def mixture_qmatmul_cases() -> Iterator[Case]:
+    """A few widths, one after another, up to 8 rows: what a GPU brings in batches. Not all fill them, nor fours of blocks."""
+    mixtures = {
+        "exl2": (Segment(8, 1440, 32), Segment(4, 384, 128), Segment(3, 992, 128)),
+        "odd": (Segment(5, 160, 96), Segment(2, 640, 32), Segment(6, 96, 64), Segment(4, 320, 256)),
+        "small": (Segment(3, 32, 32), Segment(8, 64, 32), Segment(2, 96, 32)),
+    }
+    for dtype, (name, segments) in itertools.product(
+        (torch.float16, torch.bfloat16), mixtures.items()
+    ):
+        K = sum(segment.rows for segment in segments)
+        for M, N, zeros, permuted in (
+            (1, 104, False, False),
+            (3, 40, True, True),
+            (8, 600, True, False),
+        ):
+            m = random_mixture(K, N, segments, permuted=permuted, zeros=zeros)
+            if m.zeros is not None:
+                m.zeros.add_(torch.rand_like(m.zeros))
+            yield qmatmul_case(f"{name}-{dtype}-m{M}", torch.randn(M, K).to(dtype), m)
 
 
 def narrow_qmatmul_cases() -> Iterator[Case]:
@@ -214,10 +240,16 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
 
 def fused_qmatmul_cases() -> Iterator[Case]:
     """What is done to x first and what is added last, beside the product of the input so prepared."""
-    for dtype, (K, widths, group, begin, rows) in itertools.product(
-        DTYPES, [(96, [4, 3], 32, 3, 3), (384, [4], 128, 8, 3), (384, [3], 128, 8, 1)]
+    for dtype, (K, widths, group, begin, rows, shuffled) in itertools.product(
+        DTYPES,
+        [
+            (96, [4, 3], 32, 3, 3, False),
+            (384, [4], 128, 8, 3, False),
+            (384, [3], 128, 8, 1, False),
+            (640, [3, 4], 128, 8, 3, True),
+        ],
     ):
-        m = random_packed(K, 40, widths, group=group, bias=dtype)
+        m = random_packed(K, 40, widths, group=group, bias=dtype, shuffled=shuffled)
         x = torch.randn(2, rows, K).to(dtype)
         # A view, as a padded product gives it.
         both = torch.randn(2 * rows - 1, 2 * K + 16).to(dtype)[:, begin : begin + 2 * K]
