@@ -205,7 +205,8 @@ class Loader {
 
   __device__ int page_at(int token) const {
     const int32_t* page = pages_ + page_of(a_, plan_, token);
-    return kGuess ? *static_cast<const volatile int32_t*>(page) : *page;
+    if constexpr (kGuess) return *static_cast<const volatile int32_t*>(page);
+    return *page;
   }
 
   // Where the next tile's tokens are, one a lane. Pages are asked for a tile before they are needed.
