@@ -45,8 +45,9 @@ __global__ void __launch_bounds__(256, 1)
   }
   Loader<S, kTeam, kGuess> loader(a, plan, head, shared_address(ring), shared_address(barriers));
   __shared__ float2 states[kShare][kRows];
-  static_assert(S::kQuery >= Join<D>::kBytes, "what warps add up takes the room of queries");
-  Join<D> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
+  static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
+  Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
   constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
   int more = S::kStages - 1 - kFirst;
