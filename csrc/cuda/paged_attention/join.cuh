@@ -73,17 +73,19 @@ class Join {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
     __syncwarp();
     for (int r0 = 0; r0 < rows_; r0 += kAtOnce) {
-      if (2 * t / kAtOnce == r0 / kAtOnce) {
+      const bool now = 2 * t / kAtOnce == r0 / kAtOnce;
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
-          const int turn = t % 2 * kTurn;
+      for (int c = 0; c < 2; ++c) {
+        float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
+        const int turn = t % 2 * kTurn;
 #pragma unroll
-          for (int k = 0; k < D / 16; ++k)
+        for (int k = 0; k < D / 16; ++k)
 #pragma unroll
-            for (int high = 0; high < 2; ++high) row[channel(k, high) ^ turn] = values(c, k, high);
-          if (lane < 4) states_[warp][2 * t + c] = state[c];
-        }
+          for (int high = 0; high < 2; ++high) {
+            const float value = values(c, k, high);
+            if (now) row[channel(k, high) ^ turn] = value;
+          }
+        if (now && lane < 4) states_[warp][2 * t + c] = state[c];
       }
       __syncthreads();
       for (int kind = r0 * kGroups + warp; kind < min(rows_, r0 + kAtOnce) * kGroups; kind += kWarps) {
