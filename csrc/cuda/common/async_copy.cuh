@@ -11,11 +11,10 @@ template <int kBytes>
 __device__ inline void copy_async(unsigned to, const void* from, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   const int size = there ? kBytes : 0;
-  // Whole lines into L2: pieces of less each would be a read of memory of its own.
-  if constexpr (kBytes == 16)  // past L1: what is read once need not be kept near
+  if constexpr (kBytes == 16)  // past L1: what is read once need not be kept near; whole lines into L2
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(size) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(size)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes), "r"(size)
                  : "memory");
 #endif
 }

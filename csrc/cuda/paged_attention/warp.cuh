@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(256, 1)
   static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
   Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
-  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  constexpr int kFirst = kGuess && !kOne ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
   int more = S::kStages - 1 - kFirst;
   Work work{};
   int64_t known = 0;  // the next sequence's length
@@ -65,20 +65,23 @@ __global__ void __launch_bounds__(256, 1)
   }
   while (true) {
     int64_t length = 0, length_now = 0;
-    if (!sure && lane < sequences) length = static_cast<const volatile int64_t*>(a.lengths)[lane];
+    if (!sure && (kOne || lane < sequences))
+      length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
     work = work_of(a, plan, range, kOne);
     loader.begin(work);
     const int page = loader.page();
     int page_now = page;
+    QueryRows rows(a, plan, work.b, head, first_row);
+    if constexpr (kOne) rows.keep();
     if (!sure) {
       wait_for_previous();
       let_next_begin();
-      if (lane < sequences) length_now = static_cast<const volatile int64_t*>(a.lengths)[lane];
+      if (kOne || lane < sequences) length_now = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
       page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    known = a.lengths[work.b];
-    if constexpr (kGuess) raw.load(a, plan, work.b, head, first_row);
+    known = kOne && !sure ? length_now : a.lengths[work.b];
+    if constexpr (kGuess) raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
