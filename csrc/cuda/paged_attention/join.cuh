@@ -11,14 +11,11 @@
 
 namespace nybble::cuda::paged {
 
-struct Piece {
-  float2 values[32], state;
-};
-
-// Counters of scratch, then pieces: one for each sequence, or range and sequence, and virtual head, row, 64 channels.
+// Counters of scratch, then states, then values of pieces: one for each sequence, or range and sequence, and virtual
+// head, row, 64 channels. Those to be added up lie one after the other.
 inline int64_t join_bytes(const PagedAttentionArgs& a, const Plan& plan) {
   const int64_t kinds = plan.heads * kRows * ((a.D + 63) / 64);
-  return kinds * (a.B * sizeof(uint64_t) + (plan.blocks + a.B) * sizeof(Piece));
+  return kinds * (a.B * sizeof(uint64_t) + (plan.blocks + a.B) * (sizeof(float2) + 32 * sizeof(float2)));
 }
 
 // A part of a sequence, of all ranges that have one.
@@ -27,7 +24,17 @@ struct Part {
   int first, count, mine;  // ranges
 };
 
-template <int D>
+// One more, after what this thread has seen written and before what it reads next. Returns the count before.
+__device__ inline unsigned long long add_in_order(unsigned long long* count) {
+  unsigned long long before = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("atom.add.acq_rel.gpu.global.u64 %0, [%1], 1;" : "=l"(before) : "l"(count) : "memory");
+#endif
+  return before;
+}
+
+// kTurn: channels that every other pair of rows is turned by in shared memory, so that a warp's writes do not collide.
+template <int D, int kTurn>
 class Join {
  public:
   static constexpr int kAtOnce = kRows / 2;  // rows for which there is room
@@ -66,25 +73,28 @@ class Join {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
     __syncwarp();
     for (int r0 = 0; r0 < rows_; r0 += kAtOnce) {
-      if (2 * t / kAtOnce == r0 / kAtOnce) {
+      const bool now = 2 * t / kAtOnce == r0 / kAtOnce;
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
+      for (int c = 0; c < 2; ++c) {
+        float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
+        const int turn = t % 2 * kTurn;
 #pragma unroll
-          for (int k = 0; k < D / 16; ++k)
+        for (int k = 0; k < D / 16; ++k)
 #pragma unroll
-            for (int high = 0; high < 2; ++high) row[channel(k, high)] = values(c, k, high);
-          if (lane < 4) states_[warp][2 * t + c] = state[c];
-        }
+          for (int high = 0; high < 2; ++high) {
+            const float value = values(c, k, high);
+            if (now) row[channel(k, high) ^ turn] = value;
+          }
+        if (now && lane < 4) states_[warp][2 * t + c] = state[c];
       }
       __syncthreads();
       for (int kind = r0 * kGroups + warp; kind < min(rows_, r0 + kAtOnce) * kGroups; kind += kWarps) {
         const int row = kind / kGroups, d = kind % kGroups * 64 + 2 * lane;
         Sum sum = of_block(row, row - r0, d);
         if (part.count > 1) {
-          Piece* mine = piece(part, part.mine, kind);
-          mine->values[lane] = {sum.value[0], sum.value[1]};
-          if (lane == 0) mine->state = {sum.largest, sum.weight};
+          const Pieces pieces = pieces_of(part, part.mine, kind);
+          pieces.values[lane] = {sum.value[0], sum.value[1]};
+          if (lane == 0) *pieces.states = {sum.largest, sum.weight};
           if (!is_last(part, kind)) continue;
           sum = of_all(part, kind);
         }
@@ -109,21 +119,27 @@ class Join {
   __device__ unsigned long long* counter(int64_t b, int kind) const {
     return static_cast<unsigned long long*>(a_.scratch) + (b * plan_.heads + virtual_head_) * kKinds + kind;
   }
-  __device__ Piece* piece(const Part& part, int range, int kind) const {
-    Piece* all = reinterpret_cast<Piece*>(static_cast<unsigned long long*>(a_.scratch) + a_.B * plan_.heads * kKinds);
-    return all + ((range + part.b) * plan_.heads + virtual_head_) * kKinds + kind;
+  // From a range's on.
+  struct Pieces {
+    float2 *states, *values;  // 32 values each
+  };
+  __device__ Pieces pieces_of(const Part& part, int range, int kind) const {
+    const int kinds = plan_.heads * kKinds, slots = plan_.blocks + static_cast<int>(a_.B);
+    const int64_t at = static_cast<int64_t>(virtual_head_ * kKinds + kind) * slots + range + part.b;
+    float2* states = static_cast<float2*>(a_.scratch) + a_.B * kinds;  // a counter has the size of a state
+    return {states + at, states + static_cast<int64_t>(kinds) * slots + at * 32};
   }
 
   __device__ Sum of_block(int row, int row_of_room, int d) const {
-    float2 state[kWarps], values[kWarps];
+    const int lane = threadIdx.x % 32;
+    const float2 state = lane < kWarps ? states_[lane][row] : make_float2(-INFINITY, 0.0f);
+    const float* from = room_ + row_of_room * D + (d ^ row / 2 % 2 * kTurn);
+    float2 values[kWarps];
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      state[w] = states_[w][row];
-      values[w] = d < D ? *reinterpret_cast<const float2*>(room_ + (w * kAtOnce + row_of_room) * D + d)
-                        : make_float2(0.0f, 0.0f);
-    }
+    for (int w = 0; w < kWarps; ++w)
+      values[w] = d < D ? *reinterpret_cast<const float2*>(from + w * kAtOnce * D) : make_float2(0.0f, 0.0f);
     Sum sum;
-    sum.add(state, values);
+    sum.add_spread(state, values);
     return sum;
   }
 
@@ -132,28 +148,26 @@ class Join {
     bool last = false;
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      __threadfence();
       unsigned long long* count = counter(part.b, kind);
-      last = atomicAdd(count, 1ull) == plan_.mark + part.count - 1;
+      last = add_in_order(count) == plan_.mark + part.count - 1;
       if (last) *count = plan_.mark;
-      __threadfence();
     }
     return __shfl_sync(0xffffffffu, last, 0);
   }
 
   __device__ Sum of_all(const Part& part, int kind) const {
     constexpr int kSome = 16;
+    const Pieces pieces = pieces_of(part, part.first, kind);
+    const int lane = threadIdx.x % 32;
     Sum sum;
     for (int first = 0; first < part.count; first += kSome) {
-      float2 state[kSome], values[kSome];
+      const int some = min(kSome, part.count - first);
+      const float2 state = lane < some ? __ldcg(pieces.states + first + lane) : make_float2(-INFINITY, 0.0f);
+      const float2* from = pieces.values + first * 32 + lane;
+      float2 values[kSome];
 #pragma unroll
-      for (int i = 0; i < kSome; ++i) {
-        const bool there = first + i < part.count;
-        const Piece* from = piece(part, part.first + first + i, kind);
-        state[i] = there ? __ldcg(&from->state) : make_float2(-INFINITY, 0.0f);
-        values[i] = there ? __ldcg(&from->values[threadIdx.x % 32]) : make_float2(0.0f, 0.0f);
-      }
-      sum.add(state, values);
+      for (int i = 0; i < kSome; ++i) values[i] = i < some ? __ldcg(from + i * 32) : make_float2(0.0f, 0.0f);
+      sum.add_spread(state, values);
     }
     return sum;
   }

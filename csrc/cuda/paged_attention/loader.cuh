@@ -100,7 +100,7 @@ class Source {
 // Fills stages with tiles, one after the other, across sequences. A team's warps fill them together, each its share of
 // every head's stage: a tile may be used when `full` says that all have arrived, a stage filled again when `empty` says
 // that all have done with it. A warp on its own needs no barriers.
-template <typename S, int kTeam, bool kGuess>
+template <typename S, int kTeam, bool kGuess, bool kOne>
 class Loader {
  public:
   // `ring`: this warp's stages; `barriers`: of the team.
@@ -132,7 +132,7 @@ class Loader {
   __device__ int read_page() const {
     if (tile_ == end_ || a_.block_table == nullptr) return page();
     if constexpr (S::kWindow) return window_.read(a_);
-    return there_ ? page_at(tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32)) : page_;
+    return there_ ? page_at(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
   }
 
   // Starts the next tile's copies, or nothing when there is none.
@@ -183,7 +183,7 @@ class Loader {
   // At the next sequence, all but so many of its tiles.
   __device__ void enter(int skip) {
     length_ = clamped(plan_, next_length_);
-    if (b_ + 1 < a_.B) next_length_ = a_.lengths[b_ + 1];  // long before it is needed
+    if (!kOne && b_ + 1 < a_.B) next_length_ = a_.lengths[b_ + 1];  // long before it is needed
     seen_ = first_seen(a_, length_);
     const Tiles tiles = tiles_of(a_, plan_, length_);
     const int first = tiles.first + skip, last = max(first, min(tiles.last, first + left_));
@@ -196,16 +196,17 @@ class Loader {
   }
 
   __device__ void find_tile() {
-    while (tile_ == end_ && left_ > 0 && b_ + 1 < a_.B) {
+    while (!kOne && tile_ == end_ && left_ > 0 && b_ + 1 < a_.B) {
       ++b_;
       enter(0);
     }
     if (tile_ < end_) find_page();
   }
 
-  __device__ int page_at(int token) const {
-    const int32_t* page = pages_ + page_of(a_, plan_, token);
-    return kGuess ? *static_cast<const volatile int32_t*>(page) : *page;
+  __device__ int page_at(int i) const {
+    const int32_t* page = pages_ + i;
+    if constexpr (kGuess || kTeam > 1) return *static_cast<const volatile int32_t*>(page);
+    return *page;
   }
 
   // Where the next tile's tokens are, one a lane. Pages are asked for a tile before they are needed.
@@ -222,7 +223,7 @@ class Loader {
       if (window_.b != b_ || first < window_.first || last > window_.first + 31) window_.load(a_, b_, first);
       page_ = i;  // its place in the row, for now
     } else if (there_) {
-      page_ = page_at(token);
+      page_ = page_at(i);
     }
     slot_ = token - i * static_cast<int>(a_.page);
   }

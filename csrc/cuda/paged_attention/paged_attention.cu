@@ -78,6 +78,7 @@ Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   plan.most = static_cast<int>(a.n * a.page);
   plan.blocks_of_head = (plan.rows + kRows - 1) / kRows;
   plan.heads = static_cast<int>(a.Hk) * plan.blocks_of_head;
+  plan.window = a.window > 0 && a.window < 0x7fffffff ? static_cast<unsigned>(a.window) : 0x7fffffffu;
   plan.page_shift = -1;
   for (int shift = 0; shift < 31; ++shift)
     if (a.page == int64_t{1} << shift) plan.page_shift = shift;

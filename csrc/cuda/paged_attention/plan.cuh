@@ -35,6 +35,7 @@ struct Plan {
   int group;           // query heads of a KV head
   int rows;            // query rows of a KV head: T * group
   int most;            // tokens of a sequence at most
+  unsigned window;     // of a query; 2^31 - 1: all
   int warps;           // of a thread block
   bool team;           // the warps of a block take neighbouring KV heads and copy together
   int blocks;          // of a virtual head, where a range is a block's (join.cuh); 0: a warp's
@@ -112,16 +113,18 @@ struct Work {
   int tile, count;
   Cuts cuts;  // of all tiles, unless invariant
 };
-__device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, int range) {
-  if (a.invariant) {
+// `one`: of one sequence, known when this is compiled.
+__device__ inline Work work_of(const PagedAttentionArgs& a, const Plan& plan, int range, bool one = false) {
+  if (a.invariant && !one) {
     const int64_t b = range / plan.ranges;
     const int part = range % plan.ranges;
     const Cuts cuts(count_of(a, plan, b), plan.ranges);
     return {b, cuts.begin(part), cuts.begin(part + 1) - cuts.begin(part), {}};
   }
-  const Cuts cuts(a.B == 1 ? count_of(a, plan, 0) : tiles_before(a, plan, 0).all, plan.ranges);
+  one = one || a.B == 1;
+  const Cuts cuts(one ? count_of(a, plan, 0) : tiles_before(a, plan, 0).all, plan.ranges);
   const int begin = cuts.begin(range), count = cuts.begin(range + 1) - begin, lane = threadIdx.x % 32;
-  if (count == 0 || a.B == 1) return {0, begin, count, cuts};
+  if (count == 0 || one) return {0, begin, count, cuts};
   int passed = 0;
   for (int64_t b = 0; b < a.B; b += 32) {
     const int mine = b + lane < a.B ? count_of(a, plan, b + lane) : 0;

@@ -96,36 +96,59 @@ __device__ inline void find_scores(float (&scores)[4], unsigned keys, const char
 template <typename Storage, int D>
 struct Sums {
   float values[D / 16][4] = {};
-  float zero[Storage::kScaled ? D / 32 : 1][4] = {};  // what the codes' zero point takes off
+  // Of codes: what their zero point takes off; of kOneZero: the sum of a row's weights times scales, row g for group g
+  // of 32 channels.
+  static constexpr bool kOneZero = Storage::kScaled && Storage::kUnit == 32;
+  float zero[Storage::kScaled && !kOneZero ? D / 32 : 1][4] = {};
 
   __device__ void fade(int c, float factor) {
 #pragma unroll
     for (int k = 0; k < D / 16; ++k) values[k][c] *= factor, values[k][c + 2] *= factor;
-    if constexpr (Storage::kScaled) {
+    if constexpr (kOneZero) {
+      zero[0][c] *= factor;
+    } else if constexpr (Storage::kScaled) {
 #pragma unroll
       for (int k = 0; k < D / 32; ++k) zero[k][c] *= factor, zero[k][c + 2] *= factor;
     }
   }
-  // Row g (g + 8 if high) of product k, column 2t + c.
+  // Row g (g + 8 if high) of product k, column 2t + c. The whole warp calls it.
   __device__ float get(int k, int c, int high) const {
-    if constexpr (Storage::kScaled)
+    if constexpr (kOneZero) {
+      const float all = __shfl_sync(0xffffffffu, zero[0][c], k / 2 * 4 + static_cast<int>(threadIdx.x % 4));
+      return values[k][c + 2 * high] * (high ? kCodeUnit / Storage::kHigh : kCodeUnit) - Storage::kZero * all;
+    } else if constexpr (Storage::kScaled)
       return (values[k][c + 2 * high] + zero[k / 2][c + 2 * high]) * (high ? kCodeUnit / Storage::kHigh : kCodeUnit);
     else
       return values[k][c + 2 * high];
   }
 };
 
+// Of two tokens' scales, kWords words each, those of group g beside each other; rows of no group get any.
+template <int kWords>
+__device__ inline unsigned scales_of_group(const unsigned (&words)[2 * kWords]) {
+  const int g = threadIdx.x % 32 / 4;
+  const unsigned select = 0x10 + 0x22 * (g % 4);  // half g % 4 of two words
+  const auto half = [&](const unsigned* of_token) {
+    const unsigned low = __byte_perm(of_token[0], of_token[kWords > 1 ? 1 : 0], select);
+    if constexpr (kWords < 4) return low;
+    return g < 4 ? low : __byte_perm(of_token[2], of_token[3], select);
+  };
+  return __byte_perm(half(words), half(words + kWords), 0x5410);
+}
+
 // sums += V^T P over 16 tokens; weights are P's two registers; `values`, `scales` as above.
 template <typename S, typename Storage>
 __device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, const char* scales, int first,
                                   const unsigned (&weights)[2]) {
   using Tile = typename S::Values;
-  unsigned scaled[S::D / 32][2];
+  using Sum = Sums<Storage, S::D>;
+  unsigned scaled[S::D / 32][2], of_group[4] = {};  // of_group: scales, row g those of group g, as a first operand
   if constexpr (Storage::kScaled) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       unsigned words[S::D / 32];  // of two tokens
       read_words(words, scales + (first + 8 * i) * Tile::kScaleBytes);
+      if constexpr (Sum::kOneZero) of_group[2 * i] = scales_of_group<S::D / 64>(words);
 #pragma unroll
       for (int c = 0; c < S::D / 64; ++c)
 #pragma unroll
@@ -136,11 +159,15 @@ __device__ inline void add_values(Sums<Storage, S::D>& sums, unsigned values, co
           scaled[2 * c + side][i] = reinterpret_cast<const unsigned&>(v);
         }
     }
-    unsigned zeros[4];
-    zero_points<Storage>(false, zeros);
+    if constexpr (Sum::kOneZero) {
+      multiply_add<typename Storage::T>(sums.zero[0], of_group, weights[0], weights[1]);
+    } else {
+      unsigned zeros[4];
+      zero_points<Storage>(false, zeros);
 #pragma unroll
-    for (int c = 0; c < S::D / 32; ++c)
-      multiply_add<typename Storage::T>(sums.zero[c], zeros, scaled[c][0], scaled[c][1]);
+      for (int c = 0; c < S::D / 32; ++c)
+        multiply_add<typename Storage::T>(sums.zero[c], zeros, scaled[c][0], scaled[c][1]);
+    }
   }
 #pragma unroll
   for (int u = 0; u < Tile::kUnits; u += 2) {

@@ -10,6 +10,27 @@ namespace nybble::cuda::paged {
 
 constexpr float kLog2 = 1.44269504f;  // of e: exponents are to base 2
 
+// Where a lane finds its part of rows first ... first + 7 of KV head `head`. Found on its own, before rows may be read.
+struct QueryRows {
+  const char* at[kRows];
+
+  __device__ QueryRows(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
+    int step = first / plan.group, inside = first - step * plan.group;
+    const char* q = static_cast<const char*>(a.q) + 4 * (threadIdx.x % 32) +
+                    2 * (b * a.q_stride_b + step * a.q_stride_t + (head * plan.group + inside) * a.q_stride_h);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      at[r] = q;
+      q += 2 * a.q_stride_h;
+      if (++inside == plan.group) inside = 0, q += 2 * (a.q_stride_t - plan.group * a.q_stride_h);
+    }
+  }
+  __device__ void keep() {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) asm volatile("" : "+l"(at[r]));
+  }
+};
+
 // Rows first ... first + 7 of KV head `head` as they lie in memory, rows past the last as zeros. A lane has channels 2l
 // and 2l + 1 of each group of 64. Loaded on their own, so that all of it is on its way at once.
 template <int D>
@@ -18,18 +39,16 @@ struct RawQueries {
   unsigned bits[kRows][kGroups];
 
   __device__ void load(const PagedAttentionArgs& a, const Plan& plan, int64_t b, int head, int first) {
+    load(QueryRows(a, plan, b, head, first), plan, first);
+  }
+  __device__ void load(const QueryRows& rows, const Plan& plan, int first) {
     const int lane = threadIdx.x % 32;
-    int step = first / plan.group, inside = first - step * plan.group;
-    const char* q = static_cast<const char*>(a.q) +
-                    2 * (b * a.q_stride_b + step * a.q_stride_t + (head * plan.group + inside) * a.q_stride_h);
     const auto take = [&](int r) {
 #pragma unroll
       for (int i = 0; i < kGroups; ++i)
         bits[r][i] = first + r < plan.rows && (D % 64 == 0 || 64 * i + 2 * lane < D)
-                         ? *reinterpret_cast<const unsigned*>(q + 128 * i + 4 * lane)
+                         ? *reinterpret_cast<const unsigned*>(rows.at[r] + 128 * i)
                          : 0u;
-      q += 2 * a.q_stride_h;
-      if (++inside == plan.group) inside = 0, q += 2 * (a.q_stride_t - plan.group * a.q_stride_h);
     };
 #pragma unroll
     for (int r = 0; r < kRows / 2; ++r) take(r);

@@ -12,7 +12,7 @@
 
 namespace nybble::cuda::paged {
 
-template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins>
+template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins, bool kOne, bool kBent>
 __global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -43,17 +43,19 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
-  Loader<S, kTeam, kGuess> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  Loader<S, kTeam, kGuess, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
   __shared__ float2 states[kShare][kRows];
-  static_assert(S::kQuery >= Join<D>::kBytes, "what warps add up takes the room of queries");
-  Join<D> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
+  static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
+  Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
-  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  constexpr int kFirst = kGuess && !kOne ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
   int more = S::kStages - 1 - kFirst;
   Work work{};
   int64_t known = 0;  // the next sequence's length
   // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
-  bool sure = !kGuess || a.B > 32;
+  const int64_t sequences = kOne ? 1 : a.B;
+  bool sure = !kGuess || sequences > 32;
   if (sure) {
     wait_for_previous();
     let_next_begin();
@@ -63,20 +65,23 @@ __global__ void __launch_bounds__(256, 1)
   }
   while (true) {
     int64_t length = 0, length_now = 0;
-    if (!sure && lane < a.B) length = static_cast<const volatile int64_t*>(a.lengths)[lane];
-    work = work_of(a, plan, range);
+    if (!sure && (kOne || lane < sequences))
+      length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+    work = work_of(a, plan, range, kOne);
     loader.begin(work);
     const int page = loader.page();
     int page_now = page;
+    QueryRows rows(a, plan, work.b, head, first_row);
+    if constexpr (kOne) rows.keep();
     if (!sure) {
       wait_for_previous();
       let_next_begin();
-      if (lane < a.B) length_now = static_cast<const volatile int64_t*>(a.lengths)[lane];
+      if (kOne || lane < sequences) length_now = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
       page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    known = a.lengths[work.b];
-    if constexpr (kGuess) raw.load(a, plan, work.b, head, first_row);
+    known = kOne && !sure ? length_now : a.lengths[work.b];
+    if constexpr (kGuess) raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
@@ -96,8 +101,8 @@ __global__ void __launch_bounds__(256, 1)
   int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
     const int length = clamped(plan, known);
-    const int64_t next = min(work.b + 1, a.B - 1);  // what is needed of it is asked for long before
-    if (next > work.b) known = a.lengths[next];
+    const int64_t next = min(work.b + 1, sequences - 1);  // what is needed of it is asked for long before
+    if (!kOne && next > work.b) known = a.lengths[next];
     const Tiles tiles = tiles_of(a, plan, length);
     const int first = tiles.first + work.tile, last = min(tiles.last, first + left), these = before;
     before += tiles.last - tiles.first;
@@ -113,12 +118,16 @@ __global__ void __launch_bounds__(256, 1)
       left -= last - first;
       q.load(raw, a, plan, head, first_row, length, room);
       if constexpr (kJoins) {
-        part.first = work.cuts.range_of(these);
-        part.count = work.cuts.range_of(before - 1) - part.first + 1;
+        if constexpr (kOne) {
+          part.count = work.cuts.size > 0 ? plan.ranges : work.cuts.larger;
+        } else {
+          part.first = work.cuts.range_of(these);
+          part.count = work.cuts.range_of(before - 1) - part.first + 1;
+        }
         join.begin(part);
       }
     }
-    if (kHolds && left > 0) {
+    if (kHolds && !kOne && left > 0) {
       raw.load(a, plan, next, head, first_row);
       if constexpr (kJoins) join.ask(next);
     }
@@ -152,7 +161,7 @@ __global__ void __launch_bounds__(256, 1)
       loader.next();  // into the stage of the tile before, which every lane has left; meanwhile the products are made
 
       const int token = tile * S::kTokens + g;  // of scores[0][0], [0][1]; [.][2] and [.][3] are 8 further, [1] 16
-      if (a.softcap > 0) {
+      if (kBent && a.softcap > 0) {
 #pragma unroll
         for (int i = 0; i < kHalves; ++i)
 #pragma unroll
@@ -163,7 +172,7 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
           for (int j = 0; j < 4; ++j) scores[i][j] *= q.factor[j % 2];
       }
-      if (a.slopes != nullptr) {
+      if (kBent && a.slopes != nullptr) {
 #pragma unroll
         for (int i = 0; i < kHalves; ++i)
 #pragma unroll
@@ -175,8 +184,8 @@ __global__ void __launch_bounds__(256, 1)
         for (int i = 0; i < kHalves; ++i)
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
-            const int back = q.place[j % 2] - (token + 16 * i + j / 2 * 8);
-            if (back < 0 || (a.window > 0 && back >= a.window)) scores[i][j] = -INFINITY;
+            const unsigned back = q.place[j % 2] - (token + 16 * i + j / 2 * 8);  // of later ones far beyond any window
+            if (back >= plan.window) scores[i][j] = -INFINITY;
           }
       }
 
@@ -242,29 +251,39 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int r = 2 * t + c;
-        if (first_row + r >= plan.rows) continue;
+        const bool real = first_row + r < plan.rows;
         float* out = partial_values(a, slot, row0 + r);
 #pragma unroll
         for (int k = 0; k < D / 16; ++k)
 #pragma unroll
-          for (int high = 0; high < 2; ++high) out[ValueStorage::channel_of_value(k, g, high)] = sums.get(k, c, high);
-        if (g == 0) *partial_state(a, plan, slot, row0 + r) = state[c];
+          for (int high = 0; high < 2; ++high) {
+            const float value = sums.get(k, c, high);
+            if (real) out[ValueStorage::channel_of_value(k, g, high)] = value;
+          }
+        if (real && g == 0) *partial_state(a, plan, slot, row0 + r) = state[c];
       }
     }
+    if constexpr (kOne) break;
   }
   if constexpr (kJoins)
-    if (range == 0 && (a.B > 1 || work.count == 0)) join.write_empty();
+    if (range == 0 && (sequences > 1 || work.count == 0)) join.write_empty();
 #endif
 }
 
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  auto kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false>;
+  // Long work is done in a loop that does not fit where instructions are nearest: scores that are not bent leave it short.
+  const bool bent = a.softcap > 0 || a.slopes != nullptr;
+  auto kernel = bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, true>
+                     : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, false>;
+  // Of one sequence: in short work every instruction is fetched to be used once, and it has two thirds of them.
   if constexpr (D <= 128)
-    if (plan.blocks > 0) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true>;
+    if (plan.blocks > 0)
+      kernel = a.B == 1 ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, true, true>
+                        : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, false, true>;
   if constexpr (S::kTeam > 1)
-    if (plan.team) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false>;
+    if (plan.team && !bent) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false, false, false>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
