@@ -79,3 +79,19 @@ def test_a_row_may_be_independent_of_its_batch(bits: int, dtype: torch.dtype) ->
     many = ops.qmatmul(x, m, invariant=True)
     for rows in (slice(0, 1), slice(7, 9), slice(100, 117), slice(236, 300)):
         assert same_bits(ops.qmatmul(x[rows], m, invariant=True), many[rows])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_row_that_is_not_finite_shows(bits: int, dtype: torch.dtype, value: float) -> None:
+    """Whole numbers hold neither: a row becomes NaN, the one beside it does not."""
+    from nybble import ops
+    from tests.cases.core import random_packed
+
+    m = random_packed(1024, 320, [bits], group=128).to("cuda")
+    x = torch.randn(2, 1024, device="cuda").to(dtype)
+    whole = ops.qmatmul(x, m)
+    x[1, 700] = value
+    y = ops.qmatmul(x, m)
+    assert y[1].isnan().all() and same_bits(y[0], whole[0])

@@ -7,7 +7,9 @@
 //      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the part, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers
+//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers. One or
+//   two
+//                       rows times 2 or 3 bits go in whole numbers (few_digits.cuh)
 //   few_ring.cuh        anything else: into a ring of its own in shared memory
 //
 // No barrier stands between the memory and the tensor cores. What a warp sums up of a column block it leaves in shared
@@ -149,7 +151,7 @@ struct FewBlock {
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  __device__ FewDigits digits(int quad) const { return {sums(), rows, quads, quad, lane}; }
+  __device__ FewDigits digits(int quad) const { return {shared_address(sums()), rows, quads, quad, lane}; }
 
   // Where stretch `stretch` of a part leaves its share of a column block.
   __device__ int slot_of(int part, int column, int stretch) const {

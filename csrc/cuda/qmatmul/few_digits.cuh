@@ -10,7 +10,7 @@
 //
 //      digit d of row r, a plane: a byte to each k, in the order of bytes of A (TinyCodes::bytes)  | 16 bytes
 //      ...
-//      numbers: [quad][row]{d0 + 2^8 d1, d2}: their sum over the quad, and what the products are worth
+//      numbers: [quad][row]{for d0 and d1, for d2}{what to take off for a zero of 1, what products are worth}
 #pragma once
 #include "cuda/codec/tile.cuh"
 #include "cuda/common/mma.cuh"
@@ -25,20 +25,28 @@ __host__ __device__ inline int few_digit_bytes(int rows, int quads) {
   return rows * (kFewDigits * few_plane_bytes(quads) + quads * 16);
 }
 
-// The digits of some rows as a lane sees them, from some quad on.
-struct FewDigits {
-  unsigned planes;        // what the lane hands to ldmatrix: matrices are the halves of two tiles
-  const float2* numbers;  // of the lane's row and pair of digits
-  int step;               // of them to the next quad
-  int base;               // what the second digit of the lane is worth; 0: there is none
+__device__ __forceinline__ float2 load_pair(unsigned shared) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(shared) : "memory");
+  return v;
+}
 
-  __device__ FewDigits(const uint8_t* digits, int rows, int quads, int quad, int lane) {
+// e + 127, of the largest |x|.
+__device__ __forceinline__ uint32_t few_power(uint32_t bits) { return max((bits + (1 << 18)) >> 23, 127u - 105); }
+
+// The digits of some rows as a lane sees them, from some quad on: addresses in shared memory.
+struct FewDigits {
+  unsigned planes;   // what the lane hands to ldmatrix: matrices are the halves of two tiles
+  unsigned numbers;  // of the lane's row and pair of digits
+  int step;          // bytes of them to the next quad
+  int base;          // what the second digit of the lane is worth; 0: there is none
+
+  __device__ FewDigits(unsigned digits, int rows, int quads, int quad, int lane) {
     const int plane = few_plane_bytes(quads), row = min(lane % 4 / 2, rows - 1);
-    planes = shared_address(digits) +
-             (min(lane % 8 / 4, rows - 1) * kFewDigits + min(lane % 4, kFewDigits - 1)) * plane + lane / 8 * 16 +
-             quad * 128;
-    step = 2 * rows;
-    numbers = reinterpret_cast<const float2*>(digits + rows * kFewDigits * plane) + quad * step + row * 2 + lane % 2;
+    planes = digits + (min(lane % 8 / 4, rows - 1) * kFewDigits + min(lane % 4, kFewDigits - 1)) * plane +
+             lane / 8 * 16 + quad * 128;
+    step = rows * 16;
+    numbers = digits + rows * kFewDigits * plane + quad * step + row * 16 + lane % 2 * 8;
     base = lane % 2 == 0 ? 256 : 0;
   }
   __device__ __forceinline__ FewDigits after(int quads) const {
@@ -49,41 +57,36 @@ struct FewDigits {
   }
 };
 
-// By a warp: one quad of a row. `x` points to its staged numbers, `planes` to its place in the row's first plane.
+// By a warp: one quad of a row. `x` points to the lane's four numbers, `plane` to their bytes in the first plane.
+// Answers the sum of q and the bits of the largest |x|.
 template <typename T>
-__device__ __forceinline__ void few_write_digits(const uint8_t* x, uint8_t* planes, int plane, float2* numbers,
-                                                 int lane) {
-  constexpr uint32_t kOnes = 0x01010101, kInfinity = 0x7f800000;
-  constexpr float kOffset = (1 << 23) + (1 << 22) + (1 << 15) + (1 << 7);  // digits plus 64, 128, 128 in the mantissa
-  const auto* pair = reinterpret_cast<const uint32_t*>(x + lane / 4 * 32 + lane % 4 * 4);
-  const uint32_t pairs[2] = {pair[0], pair[4]};
+__device__ __forceinline__ int2 few_write_digits(const uint8_t* x, uint8_t* plane, int plane_bytes, int lane) {
+  constexpr uint32_t kSign = 0x80808080;
+  constexpr int kOffset = (1 << 23) + (1 << 22) + (1 << 15) + (1 << 7);  // digits plus 64, 128, 128 in the mantissa
+  const int late = lane & 16;  // half the lanes take their pairs in the other order: no two meet in a bank
+  const uint32_t pairs[2] = {*reinterpret_cast<const uint32_t*>(x + late),
+                             *reinterpret_cast<const uint32_t*>(x + (late ^ 16))};
   const T* halves = reinterpret_cast<const T*>(pairs);
   float v[4], most = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    v[i] = to_float(halves[i / 2 + i % 2 * 2]);
+    v[i] = to_float(halves[i]);
     most = max_or_nan(most, fabsf(v[i]));
   }
   const uint32_t bits = warp_max(__float_as_uint(most));
-  const uint32_t power = max((bits + (1 << 18)) >> 23, 127u - 105);
-  const float factor = __uint_as_float(bits < kInfinity ? (power - 21) << 23 : 0x7fffffff);
+  const float factor = __uint_as_float((2 * 127 + 21 - few_power(bits)) << 23);
   uint32_t q[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    q[i] = __float_as_uint(fmaf(v[i], __uint_as_float((2 * 127 + 21 - power) << 23), kOffset));
-  const uint32_t low01 = __byte_perm(q[0], q[1], 0x5140), low23 = __byte_perm(q[2], q[3], 0x5140);
-  const uint32_t top = __byte_perm(__byte_perm(q[0], q[1], 0x62), __byte_perm(q[2], q[3], 0x62), 0x5410);
-  const uint32_t digit[kFewDigits] = {__byte_perm(low01, low23, 0x5410) ^ 0x80 * kOnes,
-                                      __byte_perm(low01, low23, 0x7632) ^ 0x80 * kOnes,
-                                      (top + 0x40 * kOnes) ^ 0x80 * kOnes};
-  int sum[kFewDigits];
+  for (int i = 0; i < 4; ++i) q[i] = __float_as_uint(fmaf(v[i], factor, kOffset));
+  const uint32_t low_bytes = late == 0 ? 0x5140 : 0x1504, top_bytes = late == 0 ? 0x62 : 0x26;
+  const uint32_t low02 = __byte_perm(q[0], q[2], low_bytes), low13 = __byte_perm(q[1], q[3], low_bytes);
+  const uint32_t top = __byte_perm(__byte_perm(q[0], q[2], top_bytes), __byte_perm(q[1], q[3], top_bytes), 0x5410);
+  const uint32_t digit[kFewDigits] = {__byte_perm(low02, low13, 0x5410) ^ kSign,
+                                      __byte_perm(low02, low13, 0x7632) ^ kSign, (top + kSign / 2) ^ kSign};
 #pragma unroll
-  for (int d = 0; d < kFewDigits; ++d) {
-    *reinterpret_cast<uint32_t*>(planes + d * plane + lane * 4) = digit[d];
-    sum[d] = __dp4a(static_cast<int>(digit[d]), static_cast<int>(kOnes), 0);
-  }
-  const int low = warp_sum(sum[0] + (sum[1] << 8)), high = warp_sum(sum[2]);
-  if (lane < 2) numbers[lane] = {static_cast<float>(lane == 0 ? low : high), lane == 0 ? factor : factor * 65536.0f};
+  for (int d = 0; d < kFewDigits; ++d) *reinterpret_cast<uint32_t*>(plane + d * plane_bytes) = digit[d];
+  const uint32_t offset = __float_as_uint(static_cast<float>(kOffset));
+  return {warp_sum(static_cast<int>(q[0] + q[1] + q[2] + q[3] - 4 * offset)), static_cast<int>(bits)};
 }
 
 // Of all staged rows; all threads of the block call it.
@@ -91,13 +94,26 @@ template <typename T>
 __device__ __forceinline__ void few_write_digits(const uint8_t* rows, uint8_t* digits, int M, int quads, int warp,
                                                  int warps, int lane) {
   const int plane = few_plane_bytes(quads);
-  auto* numbers = reinterpret_cast<float2*>(digits + M * kFewDigits * plane);
 #pragma unroll 1
   for (int row = 0; row < M; ++row) {
-#pragma unroll 2
-    for (int quad = warp; quad < quads; quad += warps)
-      few_write_digits<T>(rows + row * few_row_bytes(quads) + quad * 256,
-                          digits + row * kFewDigits * plane + quad * 128, plane, numbers + 2 * (quad * M + row), lane);
+    uint8_t* numbers = digits + M * kFewDigits * plane + row * 16;
+    const uint8_t* x = rows + row * few_row_bytes(quads) + lane / 4 * 32 + lane % 4 * 4;
+    uint8_t* to = digits + row * kFewDigits * plane + lane * 4;
+#pragma unroll 1
+    for (int quad = warp; quad < quads; quad += warps) {
+      const int2 number = few_write_digits<T>(x + quad * 256, to + quad * 128, plane, lane);
+      if (lane == 0) *reinterpret_cast<int2*>(numbers + quad * M * 16) = number;
+    }
+    __syncwarp();
+#pragma unroll 1
+    for (int quad = warp + lane * warps; quad < quads; quad += 32 * warps) {
+      auto* number = reinterpret_cast<float4*>(numbers + quad * M * 16);
+      const int2 found = *reinterpret_cast<const int2*>(number);
+      const int low = static_cast<int16_t>(found.x);  // the sums of d0 + 2^8 d1 and of d2, or as good as these
+      const uint32_t bits = static_cast<uint32_t>(found.y), power = few_power(bits) - 21;
+      const float factor = __uint_as_float(bits < 0x7f800000 ? power << 23 : 0x7fffffff);
+      *number = {static_cast<float>(low), factor, static_cast<float>((found.x - low) >> 16), factor * 65536.0f};
+    }
   }
 }
 
@@ -130,7 +146,7 @@ struct FewDigitProduct {
       for (int s = 0; s < 2; ++s) multiply_add_bytes(sums[s], a[s], b[s], b[2 + s]);
       if (i == 0) arrived();
     }
-    const float2 number = *x.numbers;
+    const float2 number = load_pair(x.numbers);
 #pragma unroll
     for (int v = 0; v < 2; ++v) {
       int whole[2];

@@ -13,8 +13,10 @@ namespace nybble::cuda {
 
 // About 2 KB: of 16 warps, that keeps the memory busy. More takes longer, as does each instruction of the loop that is
 // met for the first time.
-template <int kBits>
-constexpr int kFewBatch = kBits == 2 ? 4 : 2;
+template <int kBits, bool kDigits>
+constexpr int kFewBatch = kBits == 2              ? 4
+                          : kBits == 3 && kDigits ? 3
+                                                  : 2;
 
 // A lane's words of a tile, from global memory that no kernel writes, past the first cache, as they lie: nothing waits
 // for them before spread(). `mine` points to the first; those of a second part are `second` bytes further.
@@ -78,9 +80,8 @@ struct QuadInRegisters {
 
 // Where a warp's quads lie, and how it fetches them: batches that end with their column block, and what does not fill a
 // quad by itself.
-template <typename T, int kBits, bool kZeros>
+template <typename T, int kBits, bool kZeros, int kBatch>
 struct FewSource {
-  static constexpr int kBatch = kFewBatch<kBits>;
   using Q = QuadInRegisters<kBits, kZeros>;
   const FewBlock<T>& b;
   const FewPart& p;
@@ -150,13 +151,13 @@ struct FewSource {
 // kDigits: of up to kFewDigitRows rows, in whole numbers.
 template <typename T, int kBits, bool kZeros, bool kDigits>
 __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
-  constexpr int kBatch = kFewBatch<kBits>;
+  constexpr int kBatch = kFewBatch<kBits, kDigits>;
   using Product = std::conditional_t<kDigits, FewDigitProduct<kBits, kZeros>, FewProduct<T, kBits, false, kZeros>>;
   typename FewBlock<T>::Walk walk(b);
   walk.next();
   const auto stretch = b.stretch_of(walk);
   const int each = walk.part.quads();
-  FewSource<T, kBits, kZeros> source(b, walk.part, stretch.from, stretch.to);
+  FewSource<T, kBits, kZeros, kBatch> source(b, walk.part, stretch.from, stretch.to);
   QuadInRegisters<kBits, kZeros> quads[2][kBatch];
   int counts[2] = {source.fetch(quads[0]), 0};
   b.ask_for_x();
