@@ -1,10 +1,10 @@
-// Codes of 4 bits, less 8, times their scale: in half by one multiply-add.
+// Codes of 4 bits, less their zero, times their scale: in half by one multiply-add where the zero is 8.
 //
 // A code's bits alone are a half below the smallest normal one, code * 2^-24, or 2^-20 for the lane's second column,
 // whose codes lie four bits further up. The scale takes the power back; but it may become more than a half holds. So
 // each column of W has a power of two of its own: scales are multiplied by it to lie well within a half, the column's
 // sums are larger by as much, and where a scale does not fit, the sums are brought to another power. What the tensor
-// cores get is (code - 8) * scale, rounded once, times a power of two.
+// cores get is (code - 8) * scale, rounded once, times a power of two; with zeros of their own it is rounded twice.
 #pragma once
 #include "cuda/codec/scaled.cuh"
 
@@ -33,6 +33,10 @@ class Powers {
   }
 
  public:
+  struct Less {
+    __half2 most, rest;  // of both columns
+  };
+
   // `columns`: how many of the tile's are of W.
   __device__ void begin(int columns) {
     first = second = __floats2half2_rn(0x1p12f, 0x1p10f);
@@ -83,16 +87,27 @@ class Powers {
     enlarge(sums, by);
   }
 
+  // What is to be added to the codes so multiplied: -zero * scale, with zeros of their own in two parts.
+  template <bool kZeros>
+  __device__ static Less less(const Numbers& n, __half2 scaled) {
+    if constexpr (!kZeros) return {__hmul2(scaled, __floats2half2_rn(-0x1p-21f, -0x1p-17f)), {}};
+    const float low = n.zero[0] * (__low2float(scaled) * -0x1p-24f);
+    const float high = n.zero[1] * (__high2float(scaled) * -0x1p-20f);
+    const __half2 most = __floats2half2_rn(low, high);
+    return {most, __floats2half2_rn(low - __low2float(most), high - __high2float(most))};
+  }
+
   // out[4 s ... 4 s + 3] are a0 ... a3 of step s.
-  __device__ static void decode(const TileLane<4>& words, __half2 scaled, uint32_t (&out)[8]) {
-    const __half2 zero = __hmul2(scaled, __floats2half2_rn(-0x1p-21f, -0x1p-17f));
+  template <bool kZeros>
+  __device__ static void decode(const TileLane<4>& words, __half2 scaled, const Less& added, uint32_t (&out)[8]) {
     const __half2 scale[2] = {__low2half2(scaled), __high2half2(scaled)};
-    const __half2 less[2] = {__low2half2(zero), __high2half2(zero)};
+    const __half2 most[2] = {__low2half2(added.most), __high2half2(added.most)};
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const uint32_t word = j % 4 < 2 ? words.word[j / 4] : words.word[j / 4] >> 8;
       const uint32_t code = word & (j % 2 == 0 ? 0x000f000f : 0x00f000f0);
-      const __half2 v = __hfma2(reinterpret_cast<const __half2&>(code), scale[j % 2], less[j % 2]);
+      __half2 v = __hfma2(reinterpret_cast<const __half2&>(code), scale[j % 2], most[j % 2]);
+      if constexpr (kZeros) v = __hadd2(v, j % 2 == 0 ? __low2half2(added.rest) : __high2half2(added.rest));
       out[j] = reinterpret_cast<const uint32_t&>(v);
     }
   }

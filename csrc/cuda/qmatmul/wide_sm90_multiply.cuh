@@ -126,8 +126,8 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
 }
 
 // The same where all is 4 bits in groups of whole runs of 4 k blocks, of which a stage has one or two. Of few rows the
-// scale and the 8 are one multiply-add (Powers), or, in bfloat16 and with zeros, the scale of a run is applied to its
-// sums up to 32 rows: they are fewer than its codes. Each plain instruction is time that the tensor cores lose: places
+// scale and the 8 are one multiply-add (Powers); in bfloat16, up to 32 rows, the scale of a run is applied to its sums,
+// which are fewer than its codes. Each plain instruction is time that the tensor cores lose: places
 // are worked out as steps from a stage's start. `columns`: of W, from the warp's first on.
 template <typename Tile, bool kZeros>
 __device__ void multiply_runs(const Segment& s, int from, int to, int columns, const Shape& shape,
@@ -137,7 +137,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
   constexpr int kM = Tile::kM, kRows = Tile::kRows, kBlocks = Tile::kBlocks, kBatch = Tile::kBatch, kSets = Tile::kSets;
   constexpr int kRuns = kBlocks / kRunBlocks, kBytes = 64 * 4;
   static_assert(kRunBlocks % kBatch == 0 && kRuns * kRunBlocks / kBatch % kSets == 0);
-  constexpr bool kPowers = std::is_same_v<T, __half> && !kZeros && Tile::kPowers;
+  constexpr bool kPowers = std::is_same_v<T, __half> && Tile::kPowers;
   constexpr bool kScaleSums = kRows <= 32 && !kPowers;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int column_block = warp / 4 * kM * 4 + warp % 4,
@@ -183,6 +183,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
         numbers[b] = load_numbers<kZeros>(own_scale + offset + at * 2, own_zero + offset + at * 4);
       }
       [[maybe_unused]] __half2 scaled[kM];
+      [[maybe_unused]] Powers::Less less[kM];
       if constexpr (kPowers) {
         bool fit = true;
 #pragma unroll
@@ -192,6 +193,8 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
 #pragma unroll
           for (int b = 0; b < kM; ++b) powers[b].change(numbers[b], sums[b]), scaled[b] = powers[b].scaled(numbers[b]);
         }
+#pragma unroll
+        for (int b = 0; b < kM; ++b) less[b] = Powers::less<kZeros>(numbers[b], scaled[b]);
       }
       [[maybe_unused]] float run_sums[kM][kRows / 2];
 #pragma unroll
@@ -209,7 +212,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
 #pragma unroll
           for (int b = 0; b < kM; ++b) {
             if constexpr (kPowers)
-              Powers::decode(words[first + own][b], scaled[b], mine[own][b]);
+              Powers::decode<kZeros>(words[first + own][b], scaled[b], less[b], mine[own][b]);
             else if constexpr (kScaleSums)
               decode_shifted<T, 4, kZeros>(words[first + own][b], numbers[b],
                                            reinterpret_cast<typename Pair<T>::type(&)[8]>(mine[own][b]));
