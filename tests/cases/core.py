@@ -219,7 +219,7 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
         for M in (17, 64, 65, 300):
             yield qmatmul_case(f"many-mixed-{dtype}-m{M}", torch.randn(M, 1056).to(dtype), m)
         m = random_packed(1024, 528, [4], group=128)
-        for M in (33, 64, 130, 257):
+        for M in (33, 64, 130, 257, 600):
             yield qmatmul_case(f"many-four-{dtype}-m{M}", torch.randn(M, 1024).to(dtype), m)
         m = random_packed(1001, 48, [5], group=96, zeros=True)
         broad = torch.randn(70, 1010).to(dtype)
@@ -236,6 +236,12 @@ def many_rows_qmatmul_cases() -> Iterator[Case]:
         m = make_packed(codes, scales, torch.full((6,), 4), groups)
         for M in (12, 20):
             yield qmatmul_case(f"many-two-groups-{dtype}-m{M}", torch.randn(M, 1024).to(dtype), m)
+        # Of every size and sign, and zeros: some kernels multiply scales by powers of two.
+        scales = torch.exp2(torch.rand(16, 80) * 21 - 20) * torch.randint(-1, 2, (16, 80))
+        codes = torch.randint(16, (2048, 80), dtype=torch.uint8)
+        m = make_packed(codes, scales.half(), torch.full((16,), 4), torch.arange(2048) // 128)
+        for M in (20, 50, 100):
+            yield qmatmul_case(f"many-scales-{dtype}-m{M}", torch.randn(M, 2048).to(dtype), m)
 
 
 def fused_qmatmul_cases() -> Iterator[Case]:

@@ -89,23 +89,23 @@ __device__ void product_wait() {
 }
 
 // B is [N][64 numbers of 2 bytes], rows of 128 bytes, swizzled as the copy engine does, 1024-byte aligned. This is the
-// descriptor's low half; a step of 16 numbers is 2 more. The high half is a constant: 1024 bytes from 8 rows to the
-// next, swizzle of 128.
+// descriptor's low half, the bytes' place / 16; a step of 16 numbers is 2 more.
 __device__ inline uint32_t swizzled_operand(uint32_t start) { return (start & 0x3ffff) >> 4 | 1u << 16; }
+// And the descriptor: 1024 bytes from 8 rows to the next, swizzle of 128. Steps are best added to this, all 64 bits at
+// once: with halves apart each product costs two moves more.
+__device__ inline uint64_t described(uint32_t low) { return uint64_t{0x40000040} << 32 | low; }
 
 #define NYBBLE_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define NYBBLE_D8(i) NYBBLE_D4(i), NYBBLE_D4(i + 4)
 #define NYBBLE_D32(i) NYBBLE_D8(i), NYBBLE_D8(i + 8), NYBBLE_D8(i + 16), NYBBLE_D8(i + 24)
 #define NYBBLE_PRODUCT(N, TYPE, REGISTERS, A0, A1, A2, A3, B, ADD, ...)                       \
-  asm volatile("{\n.reg .pred add;\n.reg .b64 where;\nsetp.ne.b32 add, " ADD                  \
+  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                    \
                ", 0;\n"                                                                       \
-               "mov.b64 where, {" B                                                           \
-               ", 0x40000040};\n"                                                             \
                "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS \
                "}, "                                                                          \
-               "{" A0 ", " A1 ", " A2 ", " A3 "}, where, add, 1, 1, 0;\n}"                    \
+               "{" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, 0;\n}"                    \
                : __VA_ARGS__                                                                  \
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b), "n"(kAdd))
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "n"(kAdd))
 #define NYBBLE_D_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define NYBBLE_D_REGISTERS_32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define NYBBLE_D_REGISTERS_64                                                                            \
@@ -128,7 +128,7 @@ __device__ inline uint32_t swizzled_operand(uint32_t start) { return (start & 0x
 // d of lane 4 g + t in warp w: d[4 j + 2 h + e] is row 16 w + 8 h + g, column 8 j + 2 t + e.
 // Without kAdd what was in d is left out.
 template <typename T, int N, bool kAdd = true>
-__device__ void product(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b) {
+__device__ void product(float (&d)[N / 2], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   if constexpr (N == 16 && kHalf) {
     NYBBLE_PRODUCT(16, "f16", NYBBLE_D_REGISTERS_16, "%8", "%9", "%10", "%11", "%12", "%13", NYBBLE_D8(0));

@@ -171,6 +171,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     Works works(plan, blockIdx.x / Tile::kCluster);
     Work work;
     Ring ring;
+    const auto first_column = [&](int column_tile) {
+      const int64_t part = static_cast<int64_t>(column_tile) * Tile::kCluster + rank;
+      return part * kColumns + (group * kM * 4 + warp % 4) * 16;
+    };
     while (works.next(&work)) {
 #pragma unroll
       for (int b = 0; b < kM; ++b)
@@ -183,12 +187,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         const int from = max(0, work.begin - passed), to = min(stages, work.end - passed);
         passed += stages;
         if (from >= to) continue;
+        int columns = 0;  // from the warp's first on
+        if constexpr (Tile::kPlain && !Tile::kByWarps) {
+          const int column_tile = place_of(work.tile, plan.row_tiles, plan.column_tiles).column_tile;
+          columns = static_cast<int>(min(o.N - first_column(column_tile), int64_t{kColumns}));
+        }
         const auto multiply = [&](auto zeros) {
           constexpr bool kTakenOff = decltype(zeros)::value;
           if constexpr (Tile::kByWarps)
             multiply_halves<Tile, kTakenOff>(s, from, to, shape, memory, full, empty, ring, sums);
           else if constexpr (Tile::kPlain)
-            multiply_runs<Tile, kTakenOff>(s, from, to, shape, memory, full, empty, ring, sums);
+            multiply_runs<Tile, kTakenOff>(s, from, to, columns, shape, memory, full, empty, ring, sums);
           else
             multiply_stages<Tile, kTakenOff>(s, from, to, shape, memory, full, empty, ring, sums);
         };
@@ -202,8 +211,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       wait_for_previous();  // y may still be read, and `add` written
       const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
       const int64_t row = static_cast<int64_t>(row_tile) * kRows;
-      const int64_t part = static_cast<int64_t>(column_tile) * Tile::kCluster + rank;
-      const int64_t n = part * kColumns + (group * kM * 4 + warp % 4) * 16;
+      const int64_t n = first_column(column_tile);
       float4* piece =
           pieces +
           ((static_cast<int64_t>(work.slot) * Tile::kCluster + rank) * kGroups + group) * kM * (kRows / 8) * 128 +

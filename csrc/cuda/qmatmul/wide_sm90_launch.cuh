@@ -109,8 +109,8 @@ bool describe(const QMatmulArgs& a, const Matrix& m, const Shape& s, Maps* maps)
   constexpr auto kType =
       std::is_same_v<typename Tile::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const int64_t NB = (a.N + kTileColumns - 1) / kTileColumns, width = a.G * kTileColumns;
-  bool made = describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows,
-                           Tile::kRows / Tile::kCluster, true);
+  bool made =
+      describe_box(&maps->x, kType, 2, a.x, a.K, a.M, a.x_stride, kStepRows, Tile::kRows / Tile::kCluster, true);
   for (int i = 0; i < m.segments; ++i)  // in units of 8 bytes: a box has at most 256 of them in a row
     made &=
         describe_box(&maps->weight[width_index(m.segment[i].bits)], CU_TENSOR_MAP_DATA_TYPE_INT64, 8, a.weight,

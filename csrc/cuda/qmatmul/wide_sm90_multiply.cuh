@@ -1,12 +1,14 @@
 // How a warpgroup, or a warp, of Hopper's kernels for many rows multiplies the stages of a tile: one way for each kind
 // of tile of wide_sm90_tiles.cuh.
 #pragma once
+#include <climits>
 #include <type_traits>
 
 #include "cuda/codec/scaled.cuh"
 #include "cuda/common/hopper.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/qmatmul/wide.h"
+#include "cuda/qmatmul/wide_powers.cuh"
 #include "cuda/qmatmul/wide_sm90_tiles.cuh"
 
 namespace nybble::cuda::wide {
@@ -14,23 +16,52 @@ namespace nybble::cuda::wide {
 // The same in all lanes, and known to be.
 __device__ inline uint32_t uniform(uint32_t v) { return __shfl_sync(0xffffffffu, v, 0); }
 
+// From shared memory, in the order of waits for barriers.
+__device__ inline void load_shared(uint32_t (&v)[2], unsigned from) {
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(from));
+}
+__device__ inline void load_shared(__half& v, unsigned from) {
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(reinterpret_cast<uint16_t&>(v)) : "r"(from));
+}
+__device__ inline void load_shared(float& v, unsigned from) {
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from));
+}
+
+// The lane's scales and zeros, of which the first are at these places.
+template <bool kZeros>
+__device__ Numbers load_numbers(unsigned scale, unsigned zero) {
+  Numbers n;
+#pragma unroll
+  for (int v = 0; v < 2; ++v) {
+    load_shared(n.scale[v], scale + 16 * v);
+    if constexpr (kZeros) load_shared(n.zero[v], zero + 32 * v);
+  }
+  return n;
+}
+
 // sums += a k block of W, decoded, times x. Without kAdd: sums =.
 template <typename T, int kRows, int kM, bool kAdd>
-__device__ void multiply_block(float (&sums)[kM][kRows / 2], const uint32_t (&a)[kM][8], uint32_t x) {
+__device__ void multiply_block(float (&sums)[kM][kRows / 2], const uint32_t (&a)[kM][8], uint64_t x) {
 #pragma unroll
   for (int b = 0; b < kM; ++b) product<T, kRows, kAdd>(sums[b], a[b][0], a[b][1], a[b][2], a[b][3], x);
 #pragma unroll
   for (int b = 0; b < kM; ++b) product<T, kRows>(sums[b], a[b][4], a[b][5], a[b][6], a[b][7], x + 2);
 }
 
+// An arrival at the barrier at this place in each block of the cluster.
+template <int kCluster>
+__device__ void arrive_in_cluster(unsigned barrier, int lane) {
+  if constexpr (kCluster == 1)
+    arrive_at_barrier(barrier);
+  else
+    arrive_at_barrier_of(lane, barrier);
+}
+
 // A warp has read a stage: all blocks that write to it must know.
 template <int kCluster>
-__device__ void release(unsigned empty, int lane) {
-  if constexpr (kCluster == 1) {
-    if (lane == 0) arrive_at_barrier(empty);
-  } else {
-    if (lane < kCluster) arrive_at_barrier_of(lane, empty);
-  }
+__device__ void release(Barrier* empty) {
+  const int lane = threadIdx.x % 32;
+  if (lane < kCluster) arrive_in_cluster<kCluster>(shared_address(empty), lane);
 }
 
 // Keeps a value in a register: the compiler would rather work it out anew in every turn of a loop.
@@ -51,14 +82,13 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
   const uint8_t* own_weight = memory + shape.weight_at + column_block * kBlocks * 64 * s.bits;
   const uint8_t* own_scale = memory + shape.scale_at + column_block * shape.span * kTileColumns * 2;
   const uint8_t* own_zero = memory + shape.zero_at + column_block * shape.span * kTileColumns * 4;
-  const auto release_stage = [&](int stage) { release<Tile::kCluster>(shared_address(empty + stage), lane); };
   uint32_t a[kSets][kM][8];
   int last = -1;  // the stage before, while its products may still run
 #pragma unroll 1
   for (int i = from; i < to; ++i) {
     const int here = min(kBlocks, s.count - i * kBlocks);  // fewer only at the segment's end
     const int offset = ring.stage * shape.stage_bytes;
-    const uint32_t x = uniform(swizzled_operand(shared_address(memory + offset)));
+    const uint64_t x = described(uniform(swizzled_operand(shared_address(memory + offset))));
     full[ring.stage].wait(ring.phase);
 #pragma unroll
     for (int kb = 0; kb < kBlocks; ++kb) {
@@ -82,7 +112,7 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
         product_commit();
         product_wait<kSets - 1>();
         if (kb == kSets - 2) {
-          if (last >= 0) release_stage(last);
+          if (last >= 0) release<Tile::kCluster>(empty + last);
           last = -1;
         }
       }
@@ -90,60 +120,88 @@ __device__ void multiply_stages(const Segment& s, int from, int to, const Shape&
     if (i + 1 < to) last = ring.stage, ring.next(shape.stages);
   }
   product_wait<0>();
-  if (last >= 0) release_stage(last);
-  release_stage(ring.stage);
+  if (last >= 0) release<Tile::kCluster>(empty + last);
+  release<Tile::kCluster>(empty + ring.stage);
   ring.next(shape.stages);
 }
 
-// The same where all is 4 bits in groups of whole runs of 4 k blocks, of which a stage has one or two. Up to 32 rows
-// the scale of a run is applied to its sums: they are fewer than its codes.
+// The same where all is 4 bits in groups of whole runs of 4 k blocks, of which a stage has one or two. Of few rows the
+// scale and the 8 are one multiply-add (Powers); in bfloat16, up to 32 rows, the scale of a run is applied to its sums,
+// which are fewer than its codes. Each plain instruction is time that the tensor cores lose: places
+// are worked out as steps from a stage's start. `columns`: of W, from the warp's first on.
 template <typename Tile, bool kZeros>
-__device__ void multiply_runs(const Segment& s, int from, int to, const Shape& shape, const uint8_t* memory,
-                              const Barrier* full, const Barrier* empty, Ring& ring,
+__device__ void multiply_runs(const Segment& s, int from, int to, int columns, const Shape& shape,
+                              const uint8_t* memory, const Barrier* full, const Barrier* empty, Ring& ring,
                               float (&sums)[Tile::kM][Tile::kRows / 2]) {
   using T = typename Tile::T;
   constexpr int kM = Tile::kM, kRows = Tile::kRows, kBlocks = Tile::kBlocks, kBatch = Tile::kBatch, kSets = Tile::kSets;
   constexpr int kRuns = kBlocks / kRunBlocks, kBytes = 64 * 4;
   static_assert(kRunBlocks % kBatch == 0 && kRuns * kRunBlocks / kBatch % kSets == 0);
-  constexpr bool kScaleSums = kRows <= 32;
-  const int lane = kept(threadIdx.x % 32), warp = threadIdx.x / 32;
-  const int column_block = warp / 4 * kM * 4 + warp % 4;
+  constexpr bool kPowers = std::is_same_v<T, __half> && Tile::kPowers;
+  constexpr bool kScaleSums = kRows <= 32 && !kPowers;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int column_block = warp / 4 * kM * 4 + warp % 4,
+            first_number = column_block * shape.span * kTileColumns + lane / 4;
+  const unsigned start = shared_address(memory);
+  const unsigned own_weight = kept(start + shape.weight_at + column_block * kBlocks * kBytes + lane * 8);
+  const unsigned own_scale = kept(start + shape.scale_at + first_number * 2);
+  const unsigned own_zero = start + shape.zero_at + first_number * 4;
+  const unsigned own_x = kept(swizzled_operand(start)), full_at = kept(shared_address(full));
   const int stage_bytes = kept(shape.stage_bytes), stages = kept(shape.stages);
-  const unsigned full_at = kept(shared_address(full)), empty_at = kept(shared_address(empty));
-  const int own_weight = kept(shape.weight_at + column_block * kBlocks * kBytes + lane * 8);
-  const int own_number = kept(column_block * shape.span * kTileColumns);
-  const auto release_stage = [&](int stage) { release<Tile::kCluster>(empty_at + 8 * stage, lane); };
+  const int next_numbers = 4 * shape.span * kTileColumns;  // of the next column block
+  // Where the second run of the last stage is missing, and the k blocks from the start of a stage to the end of its
+  // group: 4 where the second run has a group of its own.
+  const int cut_stage = s.count % kBlocks == 0 ? -1 : s.count / kBlocks;
+  const int step = kept(s.per == kRunBlocks ? 0 : kBlocks);
+  int left = (s.group_of(from * kBlocks) + 1) * s.per - from * kBlocks;
+  // The barrier of the stage before, while its products may still run, in the lanes that arrive there: else negative.
+  const int own_empty = kept(lane < Tile::kCluster ? static_cast<int>(shared_address(empty)) : INT_MIN / 2);
+  int last = -1;
+  const auto release_last = [&] {
+    if (last >= 0) arrive_in_cluster<Tile::kCluster>(last, lane);
+  };
+  [[maybe_unused]] Powers powers[kM];
+#pragma unroll
+  for (int b = 0; b < kM; ++b) powers[b].begin(columns - 64 * b);
   uint32_t a[kSets][kBatch][kM][8];
-  int last = -1;  // the stage before, while its products may still run
 #pragma unroll 1
   for (int i = from; i < to; ++i) {
     const int offset = ring.stage * stage_bytes;
-    const uint32_t x = uniform(swizzled_operand(shared_address(memory + offset)));
+    const uint64_t x = described(uniform(own_x + (offset >> 4)));
     wait_at_barrier(full_at + 8 * ring.stage, ring.phase);
 #pragma unroll
     for (int r = 0; r < kRuns; ++r) {
-      if (r == 1 && s.count - i * kBlocks <= kRunBlocks) break;  // a segment may end with one run
-      const int group = r == 0 || shape.span == 1 ? 0 : s.group_of(i * kBlocks + kRunBlocks) - s.group_of(i * kBlocks);
+      if (r == 1 && i == cut_stage) break;
       TileLane<4> words[kRunBlocks][kM];  // all of a run at once: one latency
       Numbers numbers[kM];
 #pragma unroll
       for (int b = 0; b < kM; ++b) {
 #pragma unroll
-        for (int kb = 0; kb < kRunBlocks; ++kb) {
-          const int at = own_weight + offset + (4 * b * kBlocks + r * kRunBlocks + kb) * kBytes;
-          const uint2 v = *reinterpret_cast<const uint2*>(memory + at);
-          words[kb][b].word[0] = v.x, words[kb][b].word[1] = v.y;
+        for (int kb = 0; kb < kRunBlocks; ++kb)
+          load_shared(words[kb][b].word, own_weight + offset + (4 * b * kBlocks + r * kRunBlocks + kb) * kBytes);
+        const int at = b * next_numbers + (r == 1 && left == kRunBlocks ? kTileColumns : 0);
+        numbers[b] = load_numbers<kZeros>(own_scale + offset + at * 2, own_zero + offset + at * 4);
+      }
+      [[maybe_unused]] __half2 scaled[kM];
+      [[maybe_unused]] Powers::Less less[kM];
+      if constexpr (kPowers) {
+        bool fit = true;
+#pragma unroll
+        for (int b = 0; b < kM; ++b) scaled[b] = powers[b].scaled(numbers[b]), fit = fit && powers[b].fit(scaled[b]);
+        if (__builtin_expect(!__all_sync(0xffffffffu, fit), 0)) {
+          product_wait<0>();
+#pragma unroll
+          for (int b = 0; b < kM; ++b) powers[b].change(numbers[b], sums[b]), scaled[b] = powers[b].scaled(numbers[b]);
         }
-        const int at = own_number + (4 * b * shape.span + group) * kTileColumns;
-        numbers[b].template load<kZeros>(reinterpret_cast<const __half*>(memory + shape.scale_at + offset) + at,
-                                         reinterpret_cast<const float*>(memory + shape.zero_at + offset) + at);
+#pragma unroll
+        for (int b = 0; b < kM; ++b) less[b] = Powers::less<kZeros>(numbers[b], scaled[b]);
       }
       [[maybe_unused]] float run_sums[kM][kRows / 2];
 #pragma unroll
       for (int first = 0; first < kRunBlocks; first += kBatch) {
         auto& mine = a[(r * kRunBlocks + first) / kBatch % kSets];
         const auto free_stage = [&] {  // once the batches before are done
-          if (r == 0 && first == 0 && last >= 0) release_stage(last);
+          if (r == 0 && first == 0) release_last();
         };
         if constexpr (kSets == 1) {
           product_wait<0>();
@@ -153,7 +211,9 @@ __device__ void multiply_runs(const Segment& s, int from, int to, const Shape& s
         for (int own = 0; own < kBatch; ++own) {
 #pragma unroll
           for (int b = 0; b < kM; ++b) {
-            if constexpr (kScaleSums)
+            if constexpr (kPowers)
+              Powers::decode<kZeros>(words[first + own][b], scaled[b], less[b], mine[own][b]);
+            else if constexpr (kScaleSums)
               decode_shifted<T, 4, kZeros>(words[first + own][b], numbers[b],
                                            reinterpret_cast<typename Pair<T>::type(&)[8]>(mine[own][b]));
             else
@@ -163,7 +223,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, const Shape& s
         product_fence();
 #pragma unroll
         for (int own = 0; own < kBatch; ++own) {
-          const uint32_t from_x = x + (r * kRunBlocks + first + own) / 2 * kRows * 8 + (first + own) % 2 * 4;
+          const uint64_t from_x = x + (r * kRunBlocks + first + own) / 2 * kRows * 8 + (first + own) % 2 * 4;
           if constexpr (!kScaleSums)
             multiply_block<T, kRows, kM, true>(sums, mine[own], from_x);
           else if (first + own == 0)
@@ -186,12 +246,16 @@ __device__ void multiply_runs(const Segment& s, int from, int to, const Shape& s
             sums[b][j] = fmaf(run_sums[b][j], __half2float(numbers[b].scale[j / 2 % 2]), sums[b][j]);
       }
     }
-    last = ring.stage;
-    if (i + 1 < to) ring.next(stages);
+    last = own_empty + 8 * ring.stage;
+    left -= step;
+    if (left <= 0) left += s.per;
+    ring.next(stages);
   }
   product_wait<0>();
-  release_stage(last);
-  ring.next(stages);
+  release_last();
+  if constexpr (kPowers)
+#pragma unroll
+    for (int b = 0; b < kM; ++b) powers[b].take_back(sums[b]);
 }
 
 // The same by mma.sync, the warp's half of each stage: up to 32 rows, as a warp waits for no other. With kPlain the

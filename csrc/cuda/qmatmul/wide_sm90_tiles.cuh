@@ -33,8 +33,8 @@ struct Columns {
   static constexpr int kColumnBlocks = kColumns / kTileColumns;
   static constexpr int kXBytes = kRows * 128 * (kBlocks / 2);
   // Of a thread that multiplies and of one that copies; together what the threads have at the start.
-  static constexpr int kRegisters = kWarps == 8 ? 232 : kRows > 64 ? 112 : 104;
-  static constexpr int kCopierRegisters = kWarps == 8 ? 40 : kRows > 64 ? 32 : 64;
+  static constexpr int kRegisters = kWarps == 8 ? 232 : 112;
+  static constexpr int kCopierRegisters = kWarps == 8 ? 40 : 32;
 };
 
 // For matrices in runs, see in_runs(). kBatch k blocks are multiplied at once, 4 or 1: of few rows, whose products are
@@ -43,6 +43,7 @@ template <typename Number, int groups, int m, int rows, int blocks, int batch, i
 struct RunTile : Columns<Number, groups, m, rows, blocks, cluster> {
   static constexpr bool kPlain = true;
   static constexpr int kBatch = batch, kSets = batch == 1 ? 2 : 1;  // sets of operand registers
+  static constexpr bool kPowers = rows <= 64;                       // see wide_powers.cuh
 };
 
 // For all matrices, k block by k block: kSets - 1 of them may be on their way.
