@@ -36,10 +36,10 @@ struct FewArgs {
   int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
   // What lies there: parts, and quads of a column block.
   int16_t parts_of[kFewSplits], quads_of[kFewSplits];
-  int32_t slot_bytes;            // of a warp's ring
-  int32_t scales_at, zeros_at;   // bytes into a slot
+  int32_t slot_bytes;           // of a warp's ring
+  int32_t scales_at, zeros_at;  // bytes into a slot
   // Bytes into shared memory. sums_at 0: none are wanted
-  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, unordered_at;
+  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
 };
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
@@ -108,12 +108,8 @@ struct FewBlock {
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x,    m,       shared, a.sums_at == 0 ? nullptr : sums(), scratch, shared + a.unordered_at,
-            k_first, k_last, quads};
+    return {a.x, m, shared, a.sums_at == 0 ? nullptr : sums(), scratch, k_first, k_last, quads};
   }
-
-  // Before anything else: the order of x, if it has one, would wait behind weights.
-  __device__ void ask_for_order() const { staged().fetch_order(); }
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
