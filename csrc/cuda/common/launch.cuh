@@ -30,7 +30,8 @@ inline Status launched() { return status(cudaGetLastError()); }
 // before it still does. Until wait_for_previous() it may read only what no kernel writes, weights and tables; whoever
 // reads or writes anything else calls it first, or reads it again after. let_next_begin() comes after
 // wait_for_previous(): then "the next kernel runs" means that everything before this kernel is complete, so a whole
-// chain of kernels may read constants early.
+// chain of kernels may read constants early. (But for a kernel that is a part of what the next does:
+// qmatmul/gather.cu.)
 __device__ inline void wait_for_previous() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

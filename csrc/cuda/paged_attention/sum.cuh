@@ -26,8 +26,8 @@ struct Sum {
     }
   }
 
-  // The same of parts whose states lanes have, part i lane i; lanes without one {-INFINITY, 0}. The whole warp calls it.
-  // Of what is done once every instruction has to be fetched: this is a third of those of add().
+  // The same of parts whose states lanes have, part i lane i; lanes without one {-INFINITY, 0}. The whole warp calls
+  // it. Of what is done once every instruction has to be fetched: this is a third of those of add().
   template <int kParts>
   __device__ void add_spread(float2 state, const float2 (&values)[kParts]) {
     const float top = fmaxf(largest, warp_reduce<Max>(state.x));

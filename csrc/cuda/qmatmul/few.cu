@@ -59,7 +59,6 @@ struct Cut {
   int32_t k_of[kFewSplits + 1];
   int16_t parts_of[kFewSplits], quads_of[kFewSplits];
   Ring ring;  // of a warp
-  int quads;  // of a block
   size_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
 
@@ -111,7 +110,6 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
     parts = std::max(parts, its_parts);
   }
   columns = ceil_div(NB, clusters);
-  c.quads = quads;
   c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
   c.scratch_at = c.sums_at + made_bytes(made, rows, quads);
   c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
@@ -200,26 +198,8 @@ FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
 // With `invariant` there is one plan for any number of rows.
 int rows_at_once(const QMatmulArgs& a) { return a.M < kFewRows && !a.invariant ? static_cast<int>(a.M) : kFewRows; }
 
-// Where in shared memory x is brought before it is put in order: behind all else.
-size_t unordered_at(const Cut& c) { return (c.shared + 15) / 16 * 16; }
-
-// Numbers of x that a block puts in order itself: each block does it for all of x that it needs. More take longer than
-// a kernel before.
-constexpr int kMostUnordered = 16384;
-
-// Whether a kernel before brings x in order.
-bool must_gather(const QMatmulArgs& a) {
-  if (!in_pieces(a) || a.K % 8 != 0) return true;
-  if (a.perm == nullptr) return false;
-  const int64_t rows = std::min<int64_t>(a.M, kFewRows);
-  if (rows * a.K > kMostUnordered || !aligned(a.perm)) return true;
-  FewMatrix m;
-  const Gpu g = gpu();
-  if (!describe_few(a, &m)) return true;
-  const Cut c = cut(m, made_of_x(a, m), rows_at_once(a), g);
-  const int bytes = few_unordered_bytes(static_cast<int>(rows), static_cast<int>(a.K), c.quads);
-  return unordered_at(c) + bytes > static_cast<size_t>(g.shared_memory);
-}
+// The kernels take no notice of perm.
+bool must_gather(const QMatmulArgs& a) { return a.perm != nullptr || !in_pieces(a) || a.K % 8 != 0; }
 
 }  // namespace
 
@@ -265,13 +245,11 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.ring_at = static_cast<int32_t>(c.ring_at);
   f.list_at = static_cast<int32_t>(c.list_at);
   f.shares_at = static_cast<int32_t>(c.shares_at);
-  f.unordered_at = static_cast<int32_t>(unordered_at(c));
   f.slot_bytes = c.ring.slot_bytes;
   f.scales_at = c.ring.scales_at;
   f.zeros_at = c.ring.zeros_at;
   for (FewPart& p : f.m.part) p.batch = static_cast<int8_t>(batch_of(p, f.m.zeros != nullptr, c.ring.batch_bytes));
   f.x.x_stride = a.x_stride;
-  f.x.perm = a.perm;
   f.x.before = a.norm != nullptr                       ? Before::norm
                : a.gate == static_cast<int>(Act::silu) ? Before::silu
                : a.gate >= 0                           ? Before::gelu_tanh
@@ -294,8 +272,7 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
     f.x.x = static_cast<const uint16_t*>(a.x) + row * a.x_stride;
     f.add = a.add == nullptr ? nullptr : static_cast<const uint16_t*>(a.add) + row * a.add_stride;
     f.y = static_cast<uint16_t*>(a.y) + row * a.N;
-    const size_t shared = a.perm == nullptr ? c.shared : unordered_at(c) + few_unordered_bytes(f.x.M, f.m.K, c.quads);
-    const Status done = launch_clusters(kernel, dim3(c.clusters * c.splits), c.splits, dim3(kFewThreads), shared,
+    const Status done = launch_clusters(kernel, dim3(c.clusters * c.splits), c.splits, dim3(kFewThreads), c.shared,
                                         stream, g.sm >= 90, f);
     if (!done.ok()) return done;
   }

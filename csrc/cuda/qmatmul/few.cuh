@@ -42,7 +42,7 @@ struct FewArgs {
   int32_t slot_bytes;           // of a warp's ring
   int32_t scales_at, zeros_at;  // bytes into a slot
   // Bytes into shared memory. sums_at: of x, or its digits; 0: neither is wanted
-  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, unordered_at;
+  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
 };
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
@@ -111,11 +111,8 @@ struct FewBlock {
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x, m, shared, scratch, shared + a.unordered_at, k_first, k_last, quads};
+    return {a.x, m, shared, scratch, k_first, k_last, quads};
   }
-
-  // Before anything else: the order of x, if it has one, would wait behind weights.
-  __device__ void ask_for_order() const { staged().fetch_order(); }
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
@@ -131,14 +128,14 @@ struct FewBlock {
   // Before the first product; so many groups of copies were begun after x.
   template <int kAfter>
   __device__ void take_x() const {
-    staged().template finish<kAfter>();
+    wait_for_copies<kAfter>();
     if (a.sums_at != 0) staged().sum_up(sums());
     __syncthreads();
   }
 
   // The same, as digits.
   __device__ void take_digits() const {
-    staged().template finish<0>();
+    wait_for_copies<0>();
     __syncthreads();
     few_write_digits<T>(shared, sums(), rows, quads, warp, kFewWarps, lane);
     __syncthreads();

@@ -217,7 +217,6 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_kernel(const __grid_consta
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
-  block.ask_for_order();
   few_multiply<T, kBits, kZeros, kDigits>(block);
   block.add_up();
 #endif

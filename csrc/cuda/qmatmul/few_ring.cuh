@@ -19,28 +19,24 @@ constexpr int kFewSlots = 3, kFewLeastSlots = 2;
 // Batches that are asked for before x is: more, and x waits in the queue behind them.
 constexpr int kFewEarly = 1;
 constexpr int kFewMostBatch = 3072;  // bytes of tiles
+constexpr int kFewList = 64;         // batches of a warp that are written down
 
-constexpr int kFewList = 64;  // batches of a warp that are written down
-
-// A batch as it is written down: packed, so that one instruction reads it. A number is what a column has of a group,
-// and its quads, or tiles of fine ones, have one each; neighbours are of one group or of two that follow each other.
+// A batch as it is written down: packed, so that one instruction reads it. Quads, or tiles of fine ones, have a row of
+// scales each; neighbours' rows are the same group's, or those of groups that follow each other.
 struct __align__(16) FewBatch {
-  uint32_t tiles;    // where they lie, in units of 64 bytes
-  uint32_t numbers;  // the first group, in rows of 16
-  uint32_t
-      what;  // 8 bits of tile bytes, in units of 64 | bits, 4 | fine, 1 | quads, 3 | 16: number i is a next group's
-  uint32_t
-      where;  // pieces of 16 bytes of scales, 6 bits | first quad of x, 13 | where the sums go after it, 13: slot + 1
+  uint32_t tiles;  // where they lie, in units of 64 bytes
+  uint32_t group;  // of the first scales, counted over all column blocks
+  uint32_t what;  // size of the tiles in such units: 8 bits | bits: 4 | fine: 1 | quads: 3 | row i is a new group's: 16
+  uint32_t whence;  // pieces of 16 bytes of scales: 6 bits | the first quad's place in x: 13 | share() + 1: 13
 
-  __device__ int units() const { return what & 0xff; }
+  __device__ int size() const { return what & 0xff; }
   __device__ int bits() const { return what >> 8 & 15; }
   __device__ bool fine() const { return (what >> 12 & 1) != 0; }
   __device__ int quads() const { return what >> 13 & 7; }
-  // Of number `i`.
-  __device__ uint64_t group(int i) const { return numbers + __popc(what & 0x1ffffu << i & 0xffff0000u); }
-  __device__ int pieces() const { return where & 63; }
-  __device__ int quad() const { return where >> 6 & 0x1fff; }
-  __device__ int slot() const { return static_cast<int>(where >> 19) - 1; }
+  __device__ uint64_t group_of(int row) const { return group + __popc(what & 0x1ffffu << row & 0xffff0000u); }
+  __device__ int pieces() const { return whence & 63; }
+  __device__ int quad() const { return whence >> 6 & 0x1fff; }
+  __device__ int share() const { return static_cast<int>(whence >> 19) - 1; }  // where sums are left after it; or -1
 };
 
 // A quad in shared memory.
@@ -78,7 +74,7 @@ __device__ __forceinline__ const T* kept(const T* v) {
   return v;
 }
 
-// a / b for a below 2^20.
+// a / b for a below 2^21.
 __device__ inline int small_quotient(int a, int b) {
   return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
 }
@@ -113,10 +109,10 @@ struct FewRing {
     const uint8_t* from = kept(tiles + 64ull * batch.tiles);
 #pragma unroll
     for (int i = 0; i < kFewMostBatch / 512; ++i)
-      if (b.lane / 4 + 8 * i < batch.units()) copy_async<16>(at + 512 * i, from + 512 * i, true);
-    if (b.lane < batch.pieces()) copy_async<16>(at + b.a.scales_at, scales + 32 * batch.group(b.lane / 2), true);
+      if (b.lane / 4 + 8 * i < batch.size()) copy_async<16>(at + 512 * i, from + 512 * i, true);
+    if (b.lane < batch.pieces()) copy_async<16>(at + b.a.scales_at, scales + 32 * batch.group_of(b.lane / 2), true);
     if (kZeros && b.lane < 2 * batch.pieces())
-      copy_async<16>(at + b.a.zeros_at, zeros + 64 * batch.group(b.lane / 4), true);
+      copy_async<16>(at + b.a.zeros_at, zeros + 64 * batch.group_of(b.lane / 4), true);
     commit_copies();
   }
 
@@ -181,30 +177,29 @@ struct FewRing {
     __syncwarp();
   }
 
-  // The batch begins with this quad of a column block, which the warp has up to `end`.
+  // The batch that begins with this quad of a column block, of which the warp has those up to `end`.
   __device__ __forceinline__ FewBatch describe(const typename FewBlock<T>::Walk& w, int stretch, int column, int quad,
                                                int end) const {
     const FewPart& p = w.part;
     const int quads = min(1 << p.batch, end - quad), blocks = min(4 * quads, p.count - 4 * quad);
-    const int slot = b.slot_of(w.number, column, stretch);
-    if (quad == 0) b.begins(w.number, column, slot);
-    const int nb = b.column_first + column, numbers = p.fine ? 4 * quads : quads, step = p.fine ? 1 : 4;
+    const int share = b.slot_of(w.number, column, stretch), nb = b.column_first + column;
+    if (quad == 0) b.begins(w.number, column, share);
+    const int rows = p.fine ? 4 * quads : quads, step = p.fine ? 1 : 4;
     const int at = p.at + 4 * quad, first = p.group_of(at);
-    uint32_t next = (1u << numbers) - 2;  // a group each
-    if (p.inverse != 1u << (p.fine ? 31 : 29) || (p.fine && numbers > blocks)) {
-      next = 0;
-      int before = first;
-      for (int i = 1; i < numbers; ++i) {
+    uint32_t changes = (1u << rows) - 2;  // a group each
+    if (p.inverse != 1u << (p.fine ? 31 : 29) || (p.fine && rows > blocks)) {
+      changes = 0;
+      for (int i = 1, before = first; i < rows; ++i) {
         const int group = p.group_of(at + min(i * step, blocks - 1));  // of what is not there: the last
-        next |= (group - before) << i;
+        changes |= (group - before) << i;
         before = group;
       }
     }
     FewBatch batch;
     batch.tiles = nb * static_cast<uint32_t>(b.m.column_bytes / 64) + p.offset + 4 * quad * p.bits;
-    batch.numbers = nb * static_cast<uint32_t>(b.m.G) + first;
-    batch.what = p.bits * blocks | p.bits << 8 | (p.fine ? 1 : 0) << 12 | quads << 13 | next << 16;
-    batch.where = 2 * numbers | (w.before + quad) << 6 | (quad + quads == end ? slot + 1 : 0) << 19;
+    batch.group = nb * static_cast<uint32_t>(b.m.G) + first;
+    batch.what = p.bits * blocks | p.bits << 8 | (p.fine ? 1 : 0) << 12 | quads << 13 | changes << 16;
+    batch.whence = 2 * rows | (w.before + quad) << 6 | (quad + quads == end ? share + 1 : 0) << 19;
     return batch;
   }
 };
@@ -233,7 +228,7 @@ __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
     ring.bring(turn + kSlots - 1, freed);
     const FewBatch batch = ring.list[turn % kFewList];
     ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x.after(batch.quad()), total);
-    if (batch.slot() >= 0) b.leave(batch.slot(), total);
+    if (batch.share() >= 0) b.leave(batch.share(), total);
     freed = slot;
     if (++slot == kSlots) slot = 0;
   }
@@ -244,7 +239,6 @@ __global__ void __launch_bounds__(kFewThreads, 1) few_ring_kernel(const __grid_c
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) uint8_t shared[];
   const FewBlock<T> block(a, shared);
-  block.ask_for_order();
   few_multiply_ring<T, kZeros, kSlots>(block);
   block.add_up();
 #endif

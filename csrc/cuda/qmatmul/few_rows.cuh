@@ -4,9 +4,6 @@
 //      row 1: ...
 //      sums of x, where they are wanted: [quad][over its k blocks; over each of them][row]
 //
-// Where the matrix has its rows in another order, x is brought as it lies to a place of its own, and from there in
-// order.
-//
 // A quad that its part of the matrix does not fill is filled with zeros.
 #pragma once
 #include "cuda/codec/tile.cuh"
@@ -70,7 +67,6 @@ struct FewX {
   float eps;
   int32_t norm_threads;  // that the op of its own adds up the squares with: the same sums, the same bits
   int32_t M;
-  const int32_t* perm;  // [k blocks * 32]: the column of x for each row of the matrix, -1: none; nullptr: x is in order
 };
 
 // Bytes of a row and of the sums, of so many quads.
@@ -83,11 +79,6 @@ __device__ inline unsigned few_operand(unsigned shared_rows, int rows, int quads
   return shared_rows + min(lane % 8, rows - 1) * few_row_bytes(quads) + lane / 8 * 16;
 }
 
-// And what x takes before it is in order: its rows, and the block's part of perm.
-__host__ __device__ inline int few_unordered_bytes(int rows, int K, int quads) {
-  return 2 * rows * (K + 8) + 512 * quads;
-}
-
 constexpr int kFewScratch = 33;  // floats a row, while x is normed
 
 template <typename T, int kThreads>  // of the block
@@ -96,40 +87,25 @@ struct FewRows {
   const FewMatrix& m;
   uint8_t* rows;  // in shared memory
   float* scratch;
-  uint8_t* unordered;  // with perm: few_unordered_bytes()
-  int first, last;     // k blocks
+  int first, last;  // k blocks
   int quads;
 
-  // All threads of the block call these three in turn; all is there after the next barrier of the block. First what no
-  // kernel writes: it need not be waited for.
-  __device__ __forceinline__ void fetch_order() const {
-    if (a.perm == nullptr) return;
-    each_piece(false, [&](int i, int k) {
-      if (k < 0) return;
-      copy_async<16>(shared_address(order(i, 0)), a.perm + k, true);
-      copy_async<16>(shared_address(order(i, 1)), a.perm + k + 4, true);
-    });
-  }
+  // All threads of the block call it. Copies are a group of their own; when they are there, all is after the next
+  // barrier of the block.
   __device__ __forceinline__ void fetch() const {
-    const bool as_it_lies = a.perm != nullptr;
     if (a.before != Before::nothing) {
-      prepare(as_it_lies);
+      prepare();
       return commit_copies();
     }
 #pragma unroll 1
     for (int row = 0; row < a.M; ++row) {
-      const unsigned to = shared_address(as_it_lies ? piece_as_it_lies(row, 0) : piece(row, 0));
-      each_piece(as_it_lies, [&](int i, int k) { copy_async<16>(to + i * 16, x_row(row) + max(k, 0), k >= 0); });
+      const unsigned to = shared_address(piece(row, 0));
+      each_piece([&](int i, int k) { copy_async<16>(to + i * 16, x_row(row) + max(k, 0), k >= 0); });
     }
     commit_copies();
   }
-  template <int kAfter>  // groups of copies begun since fetch()
-  __device__ __forceinline__ void finish() const {
-    wait_for_copies<kAfter>();
-    if (a.perm != nullptr) put_in_order();
-  }
 
-  // After finish(): the sums of x. By tensor cores: every row of (ones) x^T is the sums.
+  // Once the thread's copies are there: the sums of x. By tensor cores: every row of (ones) x^T is the sums.
   __device__ void sum_up(uint8_t* sums) const {
     __syncthreads();
     const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
@@ -157,58 +133,30 @@ struct FewRows {
   __device__ uint4* piece(int row, int i) const {
     return reinterpret_cast<uint4*>(rows + row * few_row_bytes(quads)) + i;
   }
-  // After the last a piece of zeros.
-  __device__ uint4* piece_as_it_lies(int row, int i) const {
-    return reinterpret_cast<uint4*>(unordered) + row * (m.K / 8 + 1) + i;
-  }
-  // Where the first, and the last, four numbers of a piece come from.
-  __device__ uint4* order(int i, int half) const { return piece_as_it_lies(a.M, half * 16 * quads + i); }
 
-  // Calls body(piece, the k of its first number) for the thread's pieces of 8 numbers: of the block's k in the order
-  // of the matrix, -1 where x is 0; or of all that x has, as it lies.
+  // Calls body(piece, the k of its first number) for the thread's pieces of 8 numbers; k is -1 where x is 0.
   template <typename Body>
-  __device__ __forceinline__ void each_piece(bool as_it_lies, Body body) const {
-    const int parts = as_it_lies ? 1 : m.parts, end = as_it_lies || a.perm == nullptr ? m.K : INT32_MAX;
+  __device__ __forceinline__ void each_piece(Body body) const {
     int start = 0;
 #pragma unroll 1
-    for (int part = 0; part < parts; ++part) {
+    for (int part = 0; part < m.parts; ++part) {
       const FewPart p = m.part_within(part, first, last);
-      const int pieces = as_it_lies ? m.K / 8 : 16 * p.quads(), there = as_it_lies ? pieces : 4 * p.count;
-      const int begin = as_it_lies ? 0 : p.first * kTileRows;
+      const int pieces = 16 * p.quads();
 #pragma unroll 1
       for (int i = threadIdx.x; i < pieces; i += kThreads) {
-        const int k = begin + 8 * i;
-        body(start + i, i < there && k < end ? k : -1);
+        const int k = p.first * kTileRows + 8 * i;
+        body(start + i, i < 4 * p.count && k < m.K ? k : -1);
       }
       start += pieces;
     }
   }
 
-  __device__ void put_in_order() const {
-    if (threadIdx.x < a.M) *piece_as_it_lies(threadIdx.x, m.K / 8) = {0, 0, 0, 0};
-    __syncthreads();
-    each_piece(false, [&](int i, int k) {
-      uint4 from[2] = {*order(i, 0), *order(i, 1)};
-      auto* column = reinterpret_cast<unsigned*>(from);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) column[j] = k >= 0 ? min(column[j], m.K) : m.K;  // what is not there: zeros
-#pragma unroll 1
-      for (int row = 0; row < a.M; ++row) {
-        const auto* x = reinterpret_cast<const uint16_t*>(piece_as_it_lies(row, 0));
-        uint4 eight;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) reinterpret_cast<uint16_t*>(&eight)[j] = x[column[j]];
-        *piece(row, i) = eight;
-      }
-    });
-  }
-
   // What the op of its own would have written.
-  __device__ void prepare(bool as_it_lies) const {
+  __device__ void prepare() const {
     if (a.before == Before::norm) find_factors();
 #pragma unroll 1
     for (int row = 0; row < a.M; ++row) {
-      each_piece(as_it_lies, [&](int i, int k) {
+      each_piece([&](int i, int k) {
         uint4 eight = {0, 0, 0, 0};
         if (k >= 0) {
           eight = *reinterpret_cast<const uint4*>(x_row(row) + k);
@@ -216,7 +164,7 @@ struct FewRows {
 #pragma unroll
           for (int j = 0; j < 8; ++j) v[j] = from_float<T>(prepared(row, to_float(v[j]), k + j));
         }
-        *(as_it_lies ? piece_as_it_lies(row, i) : piece(row, i)) = eight;
+        *piece(row, i) = eight;
       });
     }
   }

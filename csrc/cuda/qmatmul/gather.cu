@@ -3,14 +3,19 @@
 // mean.
 //
 //   many rows: a block takes two, staged in shared memory as pairs, so that one read serves both
-//   few rows:  a block takes 2048 places of one row and reads x where it lies
+//   some rows: a block takes 2048 places of one row and reads x where it lies
+//   few rows:  the same with 256 places
+//
+// The product of few rows is soon done: so these blocks are small enough to stand beside those of the product before,
+// know their places when that is over, and let the product begin to read weights meanwhile.
 #include "cuda/common/launch.cuh"
 #include "cuda/qmatmul/gather.h"
 
 namespace nybble::cuda {
 namespace {
 
-constexpr int kThreads = 256, kRun = 8;  // a thread writes 16 bytes at once
+constexpr int kThreads = 256, kFewThreads = 32, kFewRows = 8;
+constexpr int kRun = 8;  // a thread writes 16 bytes at once
 
 struct Gather {
   const uint16_t* x;    // [M, K], rows x_stride elements apart
@@ -32,14 +37,16 @@ __device__ inline void load_perm(const Gather& g, int place, int32_t (&k)[kRun])
 
 __device__ inline bool inside(const Gather& g, int32_t k) { return k >= 0 && k < g.K; }
 
+__device__ __host__ inline int chunks_of(int places, int threads) { return (places / kRun + threads - 1) / threads; }
+
 __global__ void __launch_bounds__(kThreads) gather_few(const Gather g) {
-  const int chunks = (g.places / kRun + kThreads - 1) / kThreads;
+  const int chunks = chunks_of(g.places, blockDim.x);
   const int64_t row = blockIdx.x / chunks;
-  const int place = (blockIdx.x % chunks * kThreads + threadIdx.x) * kRun;
+  const int place = (blockIdx.x % chunks * blockDim.x + threadIdx.x) * kRun;
+  let_next_begin();  // before the wait: the product is as early as if it had not to wait for this, but does wait
   int32_t k[kRun];
   if (place < g.places) load_perm(g, place, k);  // which no kernel writes
   wait_for_previous();
-  let_next_begin();
   if (place >= g.places) return;
   alignas(16) uint16_t values[kRun];
 #pragma unroll
@@ -86,8 +93,9 @@ Status gather_x(const QMatmulArgs& a, void* out, Stream stream) {
       return set;
     return launch(gather_many, dim3(static_cast<unsigned>((a.M + 1) / 2)), dim3(kThreads), size, stream, early, g);
   }
-  const int64_t chunks = (g.places / kRun + kThreads - 1) / kThreads;
-  return launch(gather_few, dim3(static_cast<unsigned>(a.M * chunks)), dim3(kThreads), 0, stream, early, g);
+  const int threads = a.M <= kFewRows ? kFewThreads : kThreads;
+  const int64_t blocks = a.M * chunks_of(g.places, threads);
+  return launch(gather_few, dim3(static_cast<unsigned>(blocks)), dim3(threads), 0, stream, early, g);
 }
 
 }  // namespace nybble::cuda

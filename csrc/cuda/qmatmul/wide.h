@@ -1,5 +1,5 @@
-// The parts of qmatmul_wide(): a kernel for each kind of GPU. They want x with rows at multiples of 16 bytes and take no
-// notice of `perm`; `m` is the matrix with all its segments.
+// The parts of qmatmul_wide(): a kernel for each kind of GPU. They want x with rows at multiples of 16 bytes and take
+// no notice of `perm`; `m` is the matrix with all its segments.
 #pragma once
 #include "cuda/qmatmul/matrix.h"
 
