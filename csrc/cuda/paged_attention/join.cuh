@@ -132,7 +132,7 @@ class Join {
 
   __device__ Sum of_block(int row, int row_of_room, int d) const {
     const int lane = threadIdx.x % 32;
-    const float2 state = lane < kWarps ? states_[lane][row] : make_float2(-INFINITY, 0.0f);
+    const float2 state = states_[lane % kWarps][row];
     const float* from = room_ + row_of_room * D + (d ^ row / 2 % 2 * kTurn);
     float2 values[kWarps];
 #pragma unroll
@@ -162,7 +162,8 @@ class Join {
     Sum sum;
     for (int first = 0; first < part.count; first += kSome) {
       const int some = min(kSome, part.count - first);
-      const float2 state = lane < some ? __ldcg(pieces.states + first + lane) : make_float2(-INFINITY, 0.0f);
+      const int l = lane % kSome;
+      const float2 state = l < some ? __ldcg(pieces.states + first + l) : make_float2(-INFINITY, 0.0f);
       const float2* from = pieces.values + first * 32 + lane;
       float2 values[kSome];
 #pragma unroll

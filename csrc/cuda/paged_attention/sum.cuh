@@ -3,7 +3,6 @@
 //   o = sum of 2^(m_i - m) values_i / sum of 2^(m_i - m) weight_i, m the largest m_i; a part's state is {m_i, weight_i}
 #pragma once
 #include "cuda/common/number.cuh"
-#include "cuda/common/reduce.cuh"
 #include "cuda/paged_attention/rotate.cuh"
 
 namespace nybble::cuda::paged {
@@ -26,15 +25,22 @@ struct Sum {
     }
   }
 
-  // The same of parts whose states lanes have, part i lane i; lanes without one {-INFINITY, 0}. The whole warp calls
-  // it. Of what is done once every instruction has to be fetched: this is a third of those of add().
+  // The same of parts whose states lanes have, lane l that of part l % kParts; what is no part: {-INFINITY, 0}. The
+  // whole warp calls it. Of what is done once every instruction has to be fetched, and this has a third of those of
+  // add().
   template <int kParts>
   __device__ void add_spread(float2 state, const float2 (&values)[kParts]) {
-    const float top = fmaxf(largest, warp_reduce<Max>(state.x));
+    static_assert(kParts == 8 || kParts == 16);
+    float top = fmaxf(largest, state.x);
+#pragma unroll
+    for (int offset = kParts / 2; offset > 0; offset /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
     const float base = top == -INFINITY ? 0.0f : top, fade = exp2_approximate(largest - base);
     const float factor = exp2_approximate(state.x - base);
+    float more = factor * state.y;
+#pragma unroll
+    for (int offset = kParts / 2; offset > 0; offset /= 2) more += __shfl_xor_sync(0xffffffffu, more, offset);
     largest = top;
-    weight = weight * fade + warp_reduce<Add>(factor * state.y);
+    weight = weight * fade + more;
     value[0] *= fade, value[1] *= fade;
 #pragma unroll
     for (int i = 0; i < kParts; ++i) {

@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(256, 1)
   static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
   Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
-  constexpr int kFirst = kGuess && !kOne ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
   int more = S::kStages - 1 - kFirst;
   Work work{};
   int64_t known = 0;  // the next sequence's length
@@ -280,8 +280,8 @@ Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream
   // Of one sequence: in short work every instruction is fetched to be used once, and it has two thirds of them.
   if constexpr (D <= 128)
     if (plan.blocks > 0)
-      kernel = a.B == 1 ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, true, true>
-                        : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, false, true>;
+      kernel = a.B == 1 && !bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, true, false>
+                                 : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, false, true>;
   if constexpr (S::kTeam > 1)
     if (plan.team && !bent) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false, false, false>;
   const int bytes = plan.warps * S::kWarpBytes;
