@@ -28,7 +28,7 @@ struct Ring {
   int scales_at, zeros_at, slot_bytes;
 };
 constexpr Ring kRings[] = {
-    {kFewSlots, kFewMostBatch}, {kFewLeastSlots, 2048}, {kFewLeastSlots, 512}};  // the first that fits
+    {kFewSlots, kFewMostBatch}, {kFewLeastSlots, 2048}, {kFewLeastSlots, 512}};  // smaller where memory is short
 
 // log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
 int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
