@@ -1,8 +1,7 @@
 // Narrow codes times one or two rows of x in whole numbers, for few_registers.cuh: masked out of their words four at a
 // time, codes are operands of the int8 tensor cores as they stand.
 //
-//   x of a quad (128 k) in fixed point:  x = q 2^(e-21),  |q| < 2^22,  q = d0 + 2^8 d1 + 2^16 d2, digits of -128 ...
-//   127
+//   x of a quad (128 k) in fixed point:  x = q 2^(e-21),  |q| < 2^22,  q = d0 + 2^8 d1 + 2^16 d2,  digits -128 ... 127
 //
 // where 2^e is the power of two below max|x| (that above, if max|x| is within 1/64 of it). x is off by at most
 // 2^-22 * 2^e, float16 only where it is below 2^-11 max|x| and has more digits than fit; sums over the quad are exact.
