@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(256, 1)
   // Begins before the last kernel has ended, where that is worth its instructions: of codes, in short work.
   constexpr bool kGuess = (S::kWindow || kJoins) && kTeam == 1;
   constexpr bool kAhead = S::kAhead && !kJoins;
-  constexpr bool kHolds = S::kWindow && D <= 128;  // there are registers for the next sequence's queries
+  constexpr bool kHolds = (S::kWindow || kTeam > 1) && D <= 128;  // there are registers for the next sequence's queries
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(256, 1)
     }
     // Asked for before keys and values, behind which they would wait.
     known = kOne && !sure ? length_now : a.lengths[work.b];
-    if constexpr (kGuess) raw.load(rows, plan, first_row);
+    if constexpr (kGuess || kHolds) raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(256, 1)
                     S::kStage % S::Values::kAligned == 0,
                 "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
-  bool asked = kGuess;
+  bool asked = kGuess || kHolds;
   unsigned bit = 1;
   int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
@@ -272,18 +272,20 @@ __global__ void __launch_bounds__(256, 1)
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  // Long work is done in a loop that does not fit where instructions are nearest: scores that are not bent leave it
-  // short.
-  const bool bent = a.softcap > 0 || a.slopes != nullptr;
+  // What is left out where it can be: `bent` scores of a loop that with them does not fit where instructions are
+  // nearest, and other sequences of short work, which fetches every instruction to use it once. Not of heads seldom
+  // met.
+  constexpr bool kUsual = D == 64 || D == 128;
+  const bool bent = a.softcap > 0 || a.slopes != nullptr || !kUsual;
   auto kernel = bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, true>
-                     : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, false>;
-  // Of one sequence: in short work every instruction is fetched to be used once, and it has two thirds of them.
+                     : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, !kUsual>;
   if constexpr (D <= 128)
     if (plan.blocks > 0)
-      kernel = a.B == 1 && !bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, true, false>
-                                 : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, false, true>;
+      kernel = a.B > 1 || bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, false, true>
+                               : paged_attention_kernel<S, KeyStorage, ValueStorage, 1, true, kUsual, !kUsual>;
   if constexpr (S::kTeam > 1)
-    if (plan.team && !bent) kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false, false, false>;
+    if (plan.team && (!bent || !kUsual))
+      kernel = paged_attention_kernel<S, KeyStorage, ValueStorage, S::kTeam, false, false, !kUsual>;
   const int bytes = plan.warps * S::kWarpBytes;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return status(error);
