@@ -204,6 +204,7 @@ def narrow_qmatmul_cases() -> Iterator[Case]:
             ("padded", 104, 24, 128),
             ("padded-and-odd", 101, 24, 128),
             ("split", 20480, 48, 128),
+            ("broad", 264, 8500, 128),
         ):
             m = random_packed(K, N, [bits], group=group, zeros=K < 1000)
             yield qmatmul_case(f"narrow-{name}-{kind}", torch.randn(M, K).to(dtype), m)

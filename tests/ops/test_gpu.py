@@ -89,9 +89,11 @@ def test_a_row_that_is_not_finite_shows(bits: int, dtype: torch.dtype, value: fl
     from nybble import ops
     from tests.cases.core import random_packed
 
-    m = random_packed(1024, 320, [bits], group=128).to("cuda")
-    x = torch.randn(2, 1024, device="cuda").to(dtype)
+    m = random_packed(256, 9000, [bits], group=128).to(
+        "cuda"
+    )  # broad: narrow ones take one row this way
+    x = torch.randn(2, 256, device="cuda").to(dtype)
     whole = ops.qmatmul(x, m)
-    x[1, 700] = value
+    x[1, 200] = value
     y = ops.qmatmul(x, m)
     assert y[1].isnan().all() and same_bits(y[0], whole[0])

@@ -232,6 +232,7 @@ struct TinyCodes {
         out[4 * s + 2 + v] = word >> 8 & mask;
       }
     }
+    if constexpr (kBits == 3) out[7] = __byte_perm(codec::last_codes(lane), 0, 0x4341);  // nothing else is left there
   }
 
   // The four codes of a lane that belong to step s and column lane / 4 + 8 v as bytes, times 2^at(s, v): of pair

@@ -180,14 +180,6 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
   return true;
 }
 
-// Digits are not for `invariant`: rows beyond the second take another way.
-Made made_of_x(const QMatmulArgs& a, const FewMatrix& m) {
-  if (a.M <= kFewDigitRows && !a.invariant && !takes_ring(m) && m.part[0].bits <= 3) return Made::digits;
-  bool tiny = false;
-  for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
-  return a.zeros != nullptr || tiny ? Made::sums : Made::nothing;
-}
-
 template <typename T>
 FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
   const bool zeros = m.zeros != nullptr;
@@ -197,6 +189,25 @@ FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
 
 // With `invariant` there is one plan for any number of rows.
 int rows_at_once(const QMatmulArgs& a) { return a.M < kFewRows && !a.invariant ? static_cast<int>(a.M) : kFewRows; }
+
+struct Plan {
+  Made made;
+  Cut cut;
+};
+
+// Digits are not for `invariant`: rows beyond the second take another way. To make those of two rows takes as long as
+// they save on three column blocks (H200).
+Plan plan(const QMatmulArgs& a, const FewMatrix& m, const Gpu& g) {
+  const bool broad = ceil_div(ceil_div(m.N, kTileColumns), g.processors) > 3;
+  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && !takes_ring(m) && m.part[0].bits <= 3) {
+    const Cut c = cut(m, Made::digits, rows_at_once(a), g);
+    if (c.rows >= a.M) return {Made::digits, c};
+  }
+  bool tiny = false;
+  for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
+  const Made made = a.zeros != nullptr || tiny ? Made::sums : Made::nothing;
+  return {made, cut(m, made, rows_at_once(a), g)};
+}
 
 // The kernels take no notice of perm.
 bool must_gather(const QMatmulArgs& a) { return a.perm != nullptr || !in_pieces(a) || a.K % 8 != 0; }
@@ -210,7 +221,7 @@ bool supports_few(const QMatmulArgs& a) {
   if (a.M > 2 * kFewRows && !a.invariant) return false;  // weights are read again for each 8 rows
   if (a.KB == 0 || a.KB >= 1 << 15) return false;        // FewPart::group_of
   FewMatrix m;
-  return describe_few(a, &m) && cut(m, made_of_x(a, m), rows_at_once(a), g).rows > 0;
+  return describe_few(a, &m) && plan(a, m, g).cut.rows > 0;
 }
 
 bool few_prepares(const QMatmulArgs& a) {
@@ -231,8 +242,7 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   }
   FewArgs f{};
   describe_few(a, &f.m);
-  const Made made = made_of_x(a, f.m);
-  const Cut c = cut(f.m, made, rows_at_once(a), g);
+  const auto [made, c] = plan(a, f.m, g);
   f.splits = c.splits;
   f.columns = c.columns;
   f.columns_more = c.columns_more;
