@@ -25,8 +25,9 @@ struct Sum {
     }
   }
 
-  // The same of parts whose states lanes have, lane l that of part l % kParts; what is no part: {-INFINITY, 0}. The whole
-  // warp calls it. Of what is done once every instruction has to be fetched, and this has a third of those of add().
+  // The same of parts whose states lanes have, lane l that of part l % kParts; what is no part: {-INFINITY, 0}. The
+  // whole warp calls it. Of what is done once every instruction has to be fetched, and this has a third of those of
+  // add().
   template <int kParts>
   __device__ void add_spread(float2 state, const float2 (&values)[kParts]) {
     static_assert(kParts == 8 || kParts == 16);

@@ -65,8 +65,7 @@ __global__ void __launch_bounds__(256, 1)
   }
   while (true) {
     int64_t length = 0, length_now = 0;
-    if (!sure && (kOne || lane < sequences))
-      length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+    if (!sure && (kOne || lane < sequences)) length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
     work = work_of(a, plan, range, kOne);
     loader.begin(work);
     const int page = loader.page();
@@ -273,8 +272,9 @@ __global__ void __launch_bounds__(256, 1)
 template <typename KeyStorage, typename ValueStorage, int D>
 Status launch_warps(const PagedAttentionArgs& a, const Plan& plan, Stream stream) {
   using S = Shape<KeyStorage, ValueStorage, D>;
-  // What is left out where it can be: `bent` scores of a loop that with them does not fit where instructions are nearest,
-  // and other sequences of short work, which fetches every instruction to use it once. Not of heads seldom met.
+  // What is left out where it can be: `bent` scores of a loop that with them does not fit where instructions are
+  // nearest, and other sequences of short work, which fetches every instruction to use it once. Not of heads seldom
+  // met.
   constexpr bool kUsual = D == 64 || D == 128;
   const bool bent = a.softcap > 0 || a.slopes != nullptr || !kUsual;
   auto kernel = bent ? paged_attention_kernel<S, KeyStorage, ValueStorage, 1, false, false, true>
