@@ -85,6 +85,15 @@ def paged_attention_cases() -> Iterator[Case]:
         (1, 1, 3, 3, 36, 1, [19], 0, 0.0, False, ("plain",)),
         (40, 1, 4, 1, 64, 16, [0, 1, 15, 16, 17, 64, 100, 31] * 5, 0, 0.0, False, ("plain", "q4")),
         (2, 1, 8, 1, 128, 128, [2000, 700], 128, 20.0, True, ("plain", "q8/q4")),
+        # One sequence alone, whose blocks add up: of several ranges, of fewer tokens than warps, with what bends scores.
+        (1, 1, 32, 8, 128, 64, [2300], 0, 0.0, False, everything),
+        (1, 1, 32, 8, 128, 256, [3], 0, 0.0, False, everything),
+        (1, 1, 32, 8, 128, 256, [0], 0, 0.0, False, ("plain", "q4")),
+        (1, 2, 32, 8, 128, 32, [1100], 600, 0.0, False, ("plain", "q8", "q4")),
+        (1, 1, 16, 8, 128, 16, [700], 300, 30.0, True, ("plain", "q8", "q4")),
+        # Many, of heads that are read together or apart, bent and not.
+        (20, 1, 8, 8, 128, 32, [1, 33, 70, 0, 128] * 4, 0, 0.0, False, ("q8", "q4", "q8/q4")),
+        (20, 1, 8, 8, 128, 32, [1, 33, 70, 0, 128] * 4, 40, 9.0, True, ("q8", "q4", "plain")),
         (0, 1, 2, 1, 64, 16, [], 0, 0.0, False, ("plain",)),
     ]
     for dtype in DTYPES:
