@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "cuda/common/tensor_map.h"
 #include "cuda/qmatmul/wide.h"
 #include "cuda/qmatmul/wide_sm90.cuh"
 
@@ -9,27 +10,10 @@ namespace nybble::cuda::wide {
 
 constexpr int kMaxSplit = 8;  // blocks of a cluster that share a tile: what any GPU takes
 
-using EncodeTiled = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                                 const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                                 CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-inline EncodeTiled encoder() {
-  static const auto known = reinterpret_cast<EncodeTiled>(driver_function("cuTensorMapEncodeTiled"));
-  return known;
-}
-
 // A matrix of `rows` rows of `columns` numbers, `stride` numbers apart, in boxes.
 inline bool describe_box(CUtensorMap* map, CUtensorMapDataType type, int bytes, const void* base, int64_t columns,
                          int64_t rows, int64_t stride, int box_columns, int box_rows, bool swizzle) {
-  const EncodeTiled encode = encoder();
-  if (encode == nullptr) return false;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride * bytes)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t every[2] = {1, 1};
-  return encode(map, type, 2, const_cast<void*>(base), sizes, strides, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  return describe_tensor<2>(*map, type, bytes, base, {columns, rows}, {stride}, {box_columns, box_rows}, swizzle).ok();
 }
 
 // Calls body(tile, narrow) with the tile for so many rows of a matrix in runs, and one of half its columns for
