@@ -17,7 +17,7 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 # What is chosen on NVIDIA's GPUs from sm_80 or sm_90 on only.
 TENSOR_CORES = re.compile(
-    r"wgmma|/mma|qmatmul/(few|skinny|wide)|paged_attention/(bfloat|fp8|half|q4|q8|q8_q4)\.cu"
+    r"wgmma|/mma|qmatmul/(few|wide)|paged_attention/(bfloat|fp8|half|q4|q8|q8_q4)\.cu"
 )
 FLAGS = ("-x", "hip", "-std=c++17", "-O2", f"-I{CSRC / 'hip'}", f"-I{CSRC}", "-c")
 # A table of host functions is taken for the device's too, where it is not used.
