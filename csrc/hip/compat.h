@@ -104,6 +104,12 @@ __device__ inline __half2 __hmin2(__half2 a, __half2 b) {
   return __halves2half2(__hmin(__low2half(a), __low2half(b)), __hmin(__high2half(a), __high2half(b)));
 }
 
+// Past the first cache: a plain load, where nothing but plain instructions is left.
+template <typename T>
+__device__ inline T __ldcg(const T* p) {
+  return *p;
+}
+
 // HIP has these for numbers of 32 bits, and would cut longer ones off.
 #define NYBBLE_LONGER(T)                                               \
   __host__ __device__ inline T max(T a, T b) { return a > b ? a : b; } \

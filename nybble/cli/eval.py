@@ -80,12 +80,20 @@ def evaluate(
         "± standard error",
         title=f"{model} on {text.name}: {result.windows} x {length} tokens",
     )
-    table.add_row("perplexity", f"{result.perplexity:.4f}", f"{result.perplexity_stderr:.4f}")
+    table.add_row(
+        "perplexity", f"{result.perplexity:.4f}", _spread(result.perplexity_stderr, ".4f")
+    )
     if result.kl is not None and result.top1 is not None:
         table.add_row("perplexity of reference", f"{result.reference_perplexity:.4f}", "")
-        table.add_row("KL(reference || model), nats", f"{result.kl:.5f}", f"{result.kl_stderr:.5f}")
-        table.add_row("top-1 agreement", f"{result.top1:.2%}", f"{result.top1_stderr:.2%}")
+        table.add_row(
+            "KL(reference || model), nats", f"{result.kl:.5f}", _spread(result.kl_stderr, ".5f")
+        )
+        table.add_row("top-1 agreement", f"{result.top1:.2%}", _spread(result.top1_stderr, ".2%"))
     Console().print(table)
+
+
+def _spread(error: float | None, form: str) -> str:
+    return "one window has none" if error is None else format(error, form)
 
 
 def _tokenizer_folder(given: Path | None, model: Path) -> Path:

@@ -24,10 +24,10 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Means over windows; a ``_stderr`` is the standard error of the mean, from the spread between windows."""
+    """Means over windows; a ``_stderr`` is the standard error of the mean, from the spread between windows: of one, None."""
 
     perplexity: float
-    perplexity_stderr: float
+    perplexity_stderr: float | None
     windows: int
     tokens: int  # predictions counted
     reference_perplexity: float | None = None
@@ -98,9 +98,12 @@ def _summary(rows: Tensor, tokens: int, compared: bool) -> Measurement:
     """Means and their standard errors of rows ``[windows, 1 or 4]``."""
     n = rows.shape[0]
     mean = rows.mean(0)
-    error = rows.std(0) / math.sqrt(n) if n > 1 else torch.full_like(mean, math.nan)
+    error: list[float | None] = [None] * rows.shape[1]
+    if n > 1:
+        error = (rows.std(0) / math.sqrt(n)).tolist()
     perplexity = math.exp(float(mean[0]))
-    basic = Measurement(perplexity, perplexity * float(error[0]), n, tokens)
+    spread = None if error[0] is None else perplexity * error[0]
+    basic = Measurement(perplexity, spread, n, tokens)
     if not compared:
         return basic
     return Measurement(
@@ -110,7 +113,7 @@ def _summary(rows: Tensor, tokens: int, compared: bool) -> Measurement:
         },
         reference_perplexity=math.exp(float(mean[1])),
         kl=float(mean[2]),
-        kl_stderr=float(error[2]),
+        kl_stderr=error[2],
         top1=float(mean[3]),
-        top1_stderr=float(error[3]),
+        top1_stderr=error[3],
     )

@@ -52,6 +52,12 @@ def test_divergence_by_hand() -> None:
     assert (same.kl, same.top1) == (pytest.approx(0, abs=1e-9), 1)
 
 
+def test_one_window_has_no_spread() -> None:
+    result = measure(SKEW, [torch.zeros(9, dtype=torch.int64)], HALF)
+    assert (result.perplexity_stderr, result.kl_stderr, result.top1_stderr) == (None, None, None)
+    assert not any("stderr" in name for name in result.to_dict())
+
+
 def test_progress_and_errors() -> None:
     seen: list[tuple[int, float]] = []
     measure(
