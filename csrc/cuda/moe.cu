@@ -25,16 +25,7 @@ __device__ inline float logit_of(unsigned key) { return __uint_as_float(key & 0x
 // Key and expert in one number, of the order of the answer: larger first, lower index first among equals.
 __device__ inline uint64_t choice(unsigned key, unsigned expert) { return static_cast<uint64_t>(key) << 32 | ~expert; }
 
-__device__ inline unsigned warp_max(unsigned v) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  return __reduce_max_sync(0xffffffffu, v);
-#else
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(0xffffffffu, v, offset));
-  return v;
-#endif
-}
-__device__ inline uint64_t warp_max(uint64_t v) {
+__device__ inline uint64_t largest_of_warp(uint64_t v) {
   const unsigned high = static_cast<unsigned>(v >> 32), top = warp_max(high);
   return static_cast<uint64_t>(top) << 32 | warp_max(high == top ? static_cast<unsigned>(v) : 0u);
 }
@@ -76,7 +67,7 @@ __global__ void __launch_bounds__(kWarps * 32) moe_route_kernel(MoeRouteArgs a) 
       const uint64_t c = choice(key_of(logit), e);
       if (c < last && c > next) next = c;
     });
-    last = warp_max(next);
+    last = largest_of_warp(next);
     const float logit = logit_of(static_cast<unsigned>(last >> 32));
     if (j == 0) {
       largest = logit;

@@ -20,19 +20,20 @@ from tests.cases import (
     moe,
     norms,
     paged_attention,
+    qmatmul,
     quantize,
     sampling,
 )
 from tests.cases.base import Case
 
 TABLE: list[Callable[[], Iterator[Case]]] = [
-    core.qmatmul_cases,
-    core.half_qmatmul_cases,
-    core.few_rows_qmatmul_cases,
-    core.narrow_qmatmul_cases,
-    core.mixture_qmatmul_cases,
-    core.many_rows_qmatmul_cases,
-    core.fused_qmatmul_cases,
+    qmatmul.qmatmul_cases,
+    qmatmul.half_qmatmul_cases,
+    qmatmul.few_rows_qmatmul_cases,
+    qmatmul.narrow_qmatmul_cases,
+    qmatmul.mixture_qmatmul_cases,
+    qmatmul.many_rows_qmatmul_cases,
+    qmatmul.fused_qmatmul_cases,
     core.cached_attention_cases,
     core.matmul_cases,
     core.norm_cases,

@@ -140,7 +140,7 @@ def test_what_is_not_finite_stays_visible(value: float, act_bits: int) -> None:
 
 def test_act_bits_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     from nybble.errors import SettingError
-    from tests.cases.core import random_packed
+    from tests.cases.qmatmul import random_packed
 
     m, x = random_packed(64, 16, [4]), torch.randn(2, 64)
     monkeypatch.setenv("NYBBLE_ACT_BITS", "32")

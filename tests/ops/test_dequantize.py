@@ -11,7 +11,7 @@ import torch
 from nybble import ops
 from nybble.ops import _native
 from nybble.ops.reference import IMPLEMENTATIONS
-from tests.cases.core import random_packed
+from tests.cases.qmatmul import random_packed
 
 _native.ensure_loaded()
 SERVING = [torch.ops.nybble.dequantize, IMPLEMENTATIONS["dequantize"]]

@@ -72,7 +72,7 @@ def test_a_graph_replays_it(op: str) -> None:
 @pytest.mark.parametrize("bits", [4, 3])
 def test_a_row_may_be_independent_of_its_batch(bits: int, dtype: torch.dtype) -> None:
     from nybble import ops
-    from tests.cases.core import random_packed
+    from tests.cases.qmatmul import random_packed
 
     m = random_packed(1024, 320, [bits], group=128, zeros=bits == 4).to("cuda")
     x = torch.randn(300, 1024, device="cuda").to(dtype)
@@ -87,7 +87,7 @@ def test_a_row_may_be_independent_of_its_batch(bits: int, dtype: torch.dtype) ->
 def test_a_row_that_is_not_finite_shows(bits: int, dtype: torch.dtype, value: float) -> None:
     """Whole numbers hold neither: a row becomes NaN, the one beside it does not."""
     from nybble import ops
-    from tests.cases.core import random_packed
+    from tests.cases.qmatmul import random_packed
 
     m = random_packed(256, 9000, [bits], group=128).to(
         "cuda"

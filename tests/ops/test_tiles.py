@@ -62,7 +62,7 @@ def test_two_lanes_share_a_word_of_a_3_bit_tile() -> None:
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_there_and_back(bits: int) -> None:
     from nybble.ops.packed import PackedMatrix, dequantize
-    from tests.cases.core import random_packed
+    from tests.cases.qmatmul import random_packed
 
     m = random_packed(200, 37, [bits, 4], shuffled=True)
     there = m.to("cuda")

@@ -29,13 +29,17 @@ __device__ inline float max_or_nan(float a, float b) {
   return a;
 }
 
-// Over a warp, in one instruction (sm_80 and later; nothing before it).
+// Over a warp, of whole numbers: from sm_80 on one instruction.
 __device__ inline unsigned warp_max(unsigned v) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  v = __reduce_max_sync(0xffffffffu, v);
-#endif
+  return __reduce_max_sync(0xffffffffu, v);
+#else
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) v = max(v, __shfl_xor_sync(0xffffffffu, v, offset));
   return v;
+#endif
 }
+// sm_80 and later; nothing before it.
 __device__ inline int warp_sum(int v) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   v = __reduce_add_sync(0xffffffffu, v);

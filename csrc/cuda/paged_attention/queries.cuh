@@ -1,6 +1,7 @@
 // Eight rows of queries made the second operand of K q^T: in the order of channels that the keys' storage has, rotated
 // if the keys are, as halves if the keys are bytes.
 #pragma once
+#include "cuda/common/kept.cuh"
 #include "cuda/common/reduce.cuh"
 #include "cuda/paged_attention/plan.cuh"
 #include "cuda/paged_attention/rotate.cuh"
@@ -27,7 +28,7 @@ struct QueryRows {
   }
   __device__ void keep() {
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) asm volatile("" : "+l"(at[r]));
+    for (int r = 0; r < kRows; ++r) at[r] = kept(at[r]);
   }
 };
 

@@ -10,6 +10,7 @@
 // turn, a batch brought and one multiplied, has few instructions but those of the product.
 #pragma once
 #include "cuda/codec/scaled.cuh"
+#include "cuda/common/kept.cuh"
 #include "cuda/qmatmul/few.cuh"
 
 namespace nybble::cuda {
@@ -62,17 +63,6 @@ struct QuadInSlot {
     if constexpr (kZeros) zeros += kNumbers;
   }
 };
-
-// v, not to be worked out again at each use.
-__device__ __forceinline__ int kept(int v) {
-  asm volatile("" : "+r"(v));
-  return v;
-}
-template <typename T>
-__device__ __forceinline__ const T* kept(const T* v) {
-  asm volatile("" : "+l"(v));
-  return v;
-}
 
 // a / b for a below 2^21.
 __device__ inline int small_quotient(int a, int b) {

@@ -6,6 +6,7 @@
 
 #include "cuda/codec/scaled.cuh"
 #include "cuda/common/hopper.cuh"
+#include "cuda/common/kept.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/qmatmul/wide.h"
 #include "cuda/qmatmul/wide_powers.cuh"
@@ -62,12 +63,6 @@ template <int kCluster>
 __device__ void release(Barrier* empty) {
   const int lane = threadIdx.x % 32;
   if (lane < kCluster) arrive_in_cluster<kCluster>(shared_address(empty), lane);
-}
-
-// Keeps a value in a register: the compiler would rather work it out anew in every turn of a loop.
-__device__ inline int kept(int v) {
-  asm volatile("" : "+r"(v));
-  return v;
 }
 
 // sums += the product over stages [from, to) of a segment. The warps decode a k block while the tensor cores multiply
