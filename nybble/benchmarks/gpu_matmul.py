@@ -1,4 +1,4 @@
-"""The quantized product on a GPU beside its floor, its target, fp16 cuBLAS and PyTorch's own 4-bit kernel."""
+"""The quantized product on a GPU beside its floor, its target, fp16 cuBLAS, PyTorch's own 4-bit kernel and Marlin."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nybble import ops
 from nybble.benchmarks import gpu_cases
 from nybble.benchmarks.gpu_cases import Weight
 from nybble.benchmarks.gpu_ceiling import Ceiling
+from nybble.benchmarks.gpu_marlin import load, marlin
 from nybble.benchmarks.gpu_timing import copies, graph_times
 from nybble.benchmarks.random_matrix import random_mixture
 from nybble.benchmarks.report import Section
@@ -24,6 +25,7 @@ from nybble.ops.packed import PackedMatrix
 
 INT4PACK_ROWS = 32  # beyond, PyTorch's 4-bit kernel takes many times cuBLAS's time
 INNER_TILES = 8  # of its layout
+MARLIN_ROWS = 256  # beyond, Marlin takes 1.6 times cuBLAS's time
 INVARIANT_ROWS = 64  # beyond, the time grows with the rows
 Seconds = dict[int, float]  # by M
 
@@ -43,6 +45,7 @@ class Baselines:
 
     cublas: Seconds
     int4pack: Seconds  # empty where this torch or GPU has no such kernel
+    marlin: Seconds  # empty without vLLM
 
 
 def bytes_moved(nbytes: int, K: int, N: int, M: int) -> int:
@@ -80,6 +83,7 @@ def figures(
         "share_of_floor": None if seconds is None else floor / seconds,
         "cublas_us": _us(cublas),
         "int4pack_us": _us(int4pack),
+        "marlin_us": _us(others["marlin"]),
         "times_cublas": None if seconds is None or cublas is None else cublas / seconds,
         "invariant_us": _us(others["invariant"]),
     }
@@ -135,12 +139,13 @@ def _time_ours(matrices: list[PackedMatrix], M: int, *, invariant: bool) -> floa
 
 
 def measure_baselines(K: int, N: int) -> Baselines:
-    """fp16 by cuBLAS at every M, PyTorch's 4-bit kernel up to ``INT4PACK_ROWS``."""
+    """fp16 by cuBLAS at every M, PyTorch's 4-bit kernel up to ``INT4PACK_ROWS``, Marlin up to ``MARLIN_ROWS``."""
     dense = torch.randn(N, K, device="cuda", dtype=torch.float16)
     turn = [dense, *(dense.clone() for _ in range(copies(dense.nbytes) - 1))]
     cublas = {M: _time_linear(turn, M) for M in gpu_cases.ROWS}
     del dense, turn
-    return Baselines(cublas, dict(_int4pack(K, N)))
+    rows = [M for M in gpu_cases.ROWS if M <= MARLIN_ROWS]
+    return Baselines(cublas, dict(_int4pack(K, N)), dict(marlin(K, N, gpu_cases.GROUP, rows)))
 
 
 def _time_linear(turn: list[Tensor], M: int) -> float:
@@ -168,6 +173,8 @@ def section(ceiling: Ceiling) -> Section:
     others: dict[tuple[int, int], Baselines] = {}
     alone: dict[tuple[int, int, int], float] = {}
     rows = []
+    if (reason := load()) is not None:
+        print(reason, file=sys.stderr)
     for weight in gpu_cases.weights():
         print(f"{weight.name}, {weight.K} x {weight.N}", file=sys.stderr)  # it takes half a minute
         shape = weight.K, weight.N
@@ -180,6 +187,7 @@ def section(ceiling: Ceiling) -> Section:
             compared = {
                 "cublas": others[shape].cublas.get(M),
                 "int4pack": others[shape].int4pack.get(M),
+                "marlin": others[shape].marlin.get(M),
                 "parts": parts(weight, alone),
                 "invariant": ours.invariant.get(M),
             }

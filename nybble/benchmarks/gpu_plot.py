@@ -14,6 +14,7 @@ LINES = {
     "floor": ("floor_us", "k--"),
     "cuBLAS, fp16": ("cublas_us", "s-"),
     "PyTorch int4pack": ("int4pack_us", "^-"),
+    "Marlin (vLLM)": ("marlin_us", "v-"),
 }
 Rows = list[dict[str, Any]]
 

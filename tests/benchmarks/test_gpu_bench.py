@@ -5,12 +5,14 @@ from __future__ import annotations
 import doctest
 import subprocess
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from nybble.benchmarks import gpu, gpu_cases, gpu_device, gpu_matmul, gpu_ops, gpu_plot
+from nybble.benchmarks import gpu, gpu_cases, gpu_device, gpu_marlin, gpu_matmul, gpu_ops, gpu_plot
 from nybble.benchmarks.gpu_cases import LARGE, SMALL, Weight, uniform
 from nybble.benchmarks.gpu_ceiling import Ceiling
 from nybble.benchmarks.random_matrix import Segment, block_table, random_mixture
@@ -24,6 +26,7 @@ H200 = Ceiling({"read": 4550.0}, {"product": 780.0})
 NOTHING: dict[str, float | None] = {
     "cublas": None,
     "int4pack": None,
+    "marlin": None,
     "parts": None,
     "invariant": None,
 }
@@ -109,11 +112,22 @@ def test_rows_that_do_not_add_up_are_refused() -> None:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, ours: gpu_matmul.Seconds) -> Section:
-    others = gpu_matmul.Baselines(dict.fromkeys(gpu_cases.ROWS, 1e-4), {1: 5e-5})
+    others = gpu_matmul.Baselines(dict.fromkeys(gpu_cases.ROWS, 1e-4), {1: 5e-5}, {1: 4e-5})
     monkeypatch.setattr(gpu_matmul, "measure_baselines", lambda K, N: others)
     mine = gpu_matmul.Ours(10**8, ours, {2: 4e-5} if ours else {})
     monkeypatch.setattr(gpu_matmul, "measure_ours", lambda weight: mine)
     return gpu_matmul.section(H200)
+
+
+def test_why_marlin_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_marlin, "find_spec", lambda name: None)
+    assert gpu_marlin.load() == "Marlin is not measured: pip install vllm"
+    library = tmp_path / "_C.abi3.so"
+    library.write_bytes(b"no library")
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(gpu_marlin, "find_spec", lambda name: found)
+    assert "does not load: Could not load this library" in str(gpu_marlin.load())
+    assert list(gpu_marlin.marlin(128, 64, 128, [1])) == []
 
 
 def test_section_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +137,7 @@ def test_section_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["4 bits", 8192, 1]["times_cublas"] == pytest.approx(100 / 30)
     assert found["4 bits", 8192, 1]["int4pack_us"] == pytest.approx(50)
     assert found["4 bits", 8192, 2]["int4pack_us"] is None
+    assert found["4 bits", 8192, 1]["marlin_us"] == pytest.approx(40)
     assert found["4 bits", 8192, 2]["invariant_us"] == pytest.approx(40)
     assert found["mixture, permuted", 28672, 1]["target_us"] == pytest.approx(33)
     assert found["4 bits, zeros", 8192, 1]["target_us"] is None
