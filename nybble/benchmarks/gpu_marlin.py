@@ -16,7 +16,7 @@ from nybble.benchmarks.gpu_timing import copies, graph_times
 UINT4_LESS_8 = 4 << 8 | 8 << 17 | 1 << 50
 
 
-def load() -> str | None:
+def missing() -> str | None:
     """Make vLLM's ops known to torch; a text says why they cannot be."""
     if hasattr(torch.ops._C, "marlin_gemm"):
         return None
@@ -36,8 +36,8 @@ def load() -> str | None:
 
 
 def marlin(K: int, N: int, group: int, rows: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """M and seconds of ``[M, K] @ [K, N]``, float16, random codes and scales. Nothing where ``load`` finds none."""
-    if load() is not None:
+    """M and seconds of ``[M, K] @ [K, N]``, float16, random codes and scales; nothing where ``missing`` says why."""
+    if missing() is not None:
         return
     turn = [_weight(K, N, group) for _ in range(copies(K * N // 2))]
     processors = torch.cuda.get_device_properties(0).multi_processor_count

@@ -1,4 +1,4 @@
-"""The quantized product on a GPU beside its floor, its target, fp16 cuBLAS, PyTorch's own 4-bit kernel and Marlin."""
+"""The quantized product on a GPU beside its floor, its target, fp16 cuBLAS, PyTorch's own 4-bit kernel, Marlin and ExLlamaV2."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nybble import ops
-from nybble.benchmarks import gpu_cases
+from nybble.benchmarks import gpu_cases, gpu_exllamav2, gpu_marlin
 from nybble.benchmarks.gpu_cases import Weight
 from nybble.benchmarks.gpu_ceiling import Ceiling
-from nybble.benchmarks.gpu_marlin import load, marlin
 from nybble.benchmarks.gpu_timing import copies, graph_times
 from nybble.benchmarks.random_matrix import random_mixture
 from nybble.benchmarks.report import Section
@@ -84,6 +83,7 @@ def figures(
         "cublas_us": _us(cublas),
         "int4pack_us": _us(int4pack),
         "marlin_us": _us(others["marlin"]),
+        "exllamav2_us": _us(others["exllamav2"]),
         "times_cublas": None if seconds is None or cublas is None else cublas / seconds,
         "invariant_us": _us(others["invariant"]),
     }
@@ -145,7 +145,14 @@ def measure_baselines(K: int, N: int) -> Baselines:
     cublas = {M: _time_linear(turn, M) for M in gpu_cases.ROWS}
     del dense, turn
     rows = [M for M in gpu_cases.ROWS if M <= MARLIN_ROWS]
-    return Baselines(cublas, dict(_int4pack(K, N)), dict(marlin(K, N, gpu_cases.GROUP, rows)))
+    return Baselines(
+        cublas, dict(_int4pack(K, N)), dict(gpu_marlin.marlin(K, N, gpu_cases.GROUP, rows))
+    )
+
+
+def measure_exllamav2(weight: Weight) -> Seconds:
+    """What EXL2 holds: no zeros."""
+    return {} if weight.zeros else dict(gpu_exllamav2.exllamav2(weight, gpu_cases.rows_of(weight)))
 
 
 def _time_linear(turn: list[Tensor], M: int) -> float:
@@ -173,14 +180,16 @@ def section(ceiling: Ceiling) -> Section:
     others: dict[tuple[int, int], Baselines] = {}
     alone: dict[tuple[int, int, int], float] = {}
     rows = []
-    if (reason := load()) is not None:
-        print(reason, file=sys.stderr)
+    for reason in (gpu_marlin.missing(), gpu_exllamav2.missing()):
+        if reason is not None:
+            print(reason, file=sys.stderr)
     for weight in gpu_cases.weights():
         print(f"{weight.name}, {weight.K} x {weight.N}", file=sys.stderr)  # it takes half a minute
         shape = weight.K, weight.N
         if shape not in others:
             others[shape] = measure_baselines(*shape)
         ours = measure_ours(weight)
+        exllamav2 = measure_exllamav2(weight)
         if weight.name == f"{weight.segments[0].bits} bits" and 1 in ours.plain:
             alone[(weight.segments[0].bits, weight.K, weight.N)] = ours.plain[1]
         for M in gpu_cases.rows_of(weight):
@@ -188,6 +197,7 @@ def section(ceiling: Ceiling) -> Section:
                 "cublas": others[shape].cublas.get(M),
                 "int4pack": others[shape].int4pack.get(M),
                 "marlin": others[shape].marlin.get(M),
+                "exllamav2": exllamav2.get(M),
                 "parts": parts(weight, alone),
                 "invariant": ours.invariant.get(M),
             }

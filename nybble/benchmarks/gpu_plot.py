@@ -15,6 +15,7 @@ LINES = {
     "cuBLAS, fp16": ("cublas_us", "s-"),
     "PyTorch int4pack": ("int4pack_us", "^-"),
     "Marlin (vLLM)": ("marlin_us", "v-"),
+    "ExLlamaV2": ("exllamav2_us", "x-"),
 }
 Rows = list[dict[str, Any]]
 

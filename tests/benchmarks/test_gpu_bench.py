@@ -27,6 +27,7 @@ NOTHING: dict[str, float | None] = {
     "cublas": None,
     "int4pack": None,
     "marlin": None,
+    "exllamav2": None,
     "parts": None,
     "invariant": None,
 }
@@ -116,17 +117,18 @@ def measured(monkeypatch: pytest.MonkeyPatch, ours: gpu_matmul.Seconds) -> Secti
     monkeypatch.setattr(gpu_matmul, "measure_baselines", lambda K, N: others)
     mine = gpu_matmul.Ours(10**8, ours, {2: 4e-5} if ours else {})
     monkeypatch.setattr(gpu_matmul, "measure_ours", lambda weight: mine)
+    monkeypatch.setattr(gpu_matmul, "measure_exllamav2", lambda weight: {1: 7e-5})
     return gpu_matmul.section(H200)
 
 
 def test_why_marlin_is_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_marlin, "find_spec", lambda name: None)
-    assert gpu_marlin.load() == "Marlin is not measured: pip install vllm"
+    assert gpu_marlin.missing() == "Marlin is not measured: pip install vllm"
     library = tmp_path / "_C.abi3.so"
     library.write_bytes(b"no library")
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(gpu_marlin, "find_spec", lambda name: found)
-    assert "does not load: Could not load this library" in str(gpu_marlin.load())
+    assert "does not load: Could not load this library" in str(gpu_marlin.missing())
     assert list(gpu_marlin.marlin(128, 64, 128, [1])) == []
 
 
@@ -138,6 +140,7 @@ def test_section_has_every_case(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["4 bits", 8192, 1]["int4pack_us"] == pytest.approx(50)
     assert found["4 bits", 8192, 2]["int4pack_us"] is None
     assert found["4 bits", 8192, 1]["marlin_us"] == pytest.approx(40)
+    assert found["4 bits", 8192, 1]["exllamav2_us"] == pytest.approx(70)
     assert found["4 bits", 8192, 2]["invariant_us"] == pytest.approx(40)
     assert found["mixture, permuted", 28672, 1]["target_us"] == pytest.approx(33)
     assert found["4 bits, zeros", 8192, 1]["target_us"] is None
