@@ -1,0 +1,116 @@
+// The tiles of the last turn where they are fewer than the blocks, but not many fewer: each has a block of its own, and
+// the blocks that have none, the helpers, do the tails, the last stages of them. A helper leaves its sums of a tail in
+// scratch and sets flags; the tile's own block adds them to what it has. It has them brought to its ring of stages as
+// if they were stages of the tile, so that it hardly waits: helpers are done earlier.
+#pragma once
+#include "cuda/common/flag.cuh"
+#include "cuda/qmatmul/wide.cuh"
+#include "cuda/qmatmul/wide_sm90_tiles.cuh"
+
+namespace nybble::cuda::wide {
+
+// Of the tails' pieces: flags, one for each warp, and sums, [columns of 64][8 rows][128 threads]. Without own tiles
+// pieces only.
+struct Scratch {
+  Flag* flags;
+  float4* pieces;
+  Flag mark;
+};
+
+// Whether tiles may have tails: of fewer rows a stage is soon done, and a piece takes too long.
+template <typename Tile>
+constexpr bool kHelps = !Tile::kByWarps && Tile::kRows >= 128;
+
+template <typename Tile>
+struct Piece {
+  static constexpr int kFours = Tile::kM * Tile::kRows / 8;  // of a thread
+  static constexpr int kParts = Tile::kGroups * Tile::kCluster, kPart = kFours * 128;
+  static constexpr int kWarps = Tile::kWarps * Tile::kCluster;
+  // As much as x goes into a stage, and so many stages are a piece.
+  static constexpr int kBytes = kFours * Tile::kGroups * 128 * 16,
+                       kChunks = (kBytes + Tile::kXBytes - 1) / Tile::kXBytes;
+  static_assert(kFours % kChunks == 0);
+  static constexpr int kChunk = kFours / kChunks;
+};
+
+// The pieces of a tile's tail.
+struct Tail {
+  int first, count;  // helpers
+};
+__device__ inline Tail tail_of(const Plan& plan, int r) {
+  const uint32_t helpers = plan.helpers(), tail = plan.tail(), all = plan.rest * tail;
+  const uint32_t first = ((r * tail + 1) * helpers - 1) / all, last = ((r + 1) * tail * helpers - 1) / all;
+  return {static_cast<int>(first), static_cast<int>(last - first + 1)};
+}
+
+// Whether this is the work of a tile's own block that has a tail.
+__device__ inline bool has_tail(const Plan& plan, const Work& work) {
+  return plan.own > 0 && work.slot < 0 && work.end < plan.stages;
+}
+
+// A helper's warp: the sums of the piece before this one, and if this is its last those of this one, are there for the
+// tiles' own blocks. To wait until they are written takes a microsecond or two, but not if that was long ago.
+template <typename Tile>
+__device__ void tell_tail(const Plan& plan, const Scratch& scratch, int cta, const Work& work, int rank, bool before) {
+  const int helper = cta - plan.rest, tail = plan.tail();
+  const int begin = plan.helped(helper), past = plan.helped(helper + 1);
+  const int r = work.slot - helper;
+  if (before ? r == begin / tail : (r + 1) * tail < past) return;
+  __syncwarp();
+  const int64_t at = static_cast<int64_t>(before ? work.slot - 1 : work.slot) * Tile::kCluster + rank;
+  if (threadIdx.x % 32 == 0) set_flag(scratch.flags + at * Tile::kWarps + threadIdx.x / 32, scratch.mark);
+}
+
+// The thread that copies x: the pieces to the stages after the last of the tile.
+template <typename Tile>
+__device__ void copy_tail(const Plan& plan, int r, const Scratch& scratch, const Shape& shape, uint8_t* memory,
+                          Barrier* full, Barrier* empty, Ring& ring, int& filled, int rank) {
+  using P = Piece<Tile>;
+  constexpr int kBytes = P::kChunk * 128 * 16;
+  const Tail tail = tail_of(plan, r);
+  for (int i = 0; i < tail.count; ++i) {
+    const int64_t at = static_cast<int64_t>(tail.first + i + r) * Tile::kCluster + rank;
+    wait_for_flags<Tile::kWarps>(scratch.flags + at * Tile::kWarps, scratch.mark);
+    fence_copy_engine();
+    const float4* piece = scratch.pieces + at * Tile::kGroups * P::kPart;
+#pragma unroll 1
+    for (int c = 0; c < P::kChunks; ++c, ++filled) {
+      if (filled >= shape.stages) empty[ring.stage].wait(ring.phase ^ 1);
+      full[ring.stage].arrive();  // in place of the thread that copies weights
+      full[ring.stage].arrive_expecting(Tile::kGroups * kBytes);
+      for (int g = 0; g < Tile::kGroups; ++g)
+        copy_bytes(memory + ring.stage * shape.stage_bytes + g * kBytes, piece + g * P::kPart + c * P::kChunk * 128,
+                   kBytes, full + ring.stage);
+      ring.next(shape.stages);
+    }
+  }
+}
+
+// sums += the pieces, in the order of k.
+template <typename Tile>
+__device__ void add_tail(const Plan& plan, int r, const Shape& shape, const uint8_t* memory, Barrier* full,
+                         Barrier* empty, Ring& ring, float (&sums)[Tile::kM][Tile::kRows / 2]) {
+  using P = Piece<Tile>;
+  const uint8_t* own = memory + threadIdx.x / 128 * (P::kChunk * 128 * 16) + threadIdx.x % 128 * 16;
+  const int count = tail_of(plan, r).count;
+#pragma unroll 1
+  for (int i = 0; i < count; ++i) {
+#pragma unroll
+    for (int c = 0; c < P::kChunks; ++c) {
+      full[ring.stage].wait(ring.phase);
+      const float4* from = reinterpret_cast<const float4*>(own + ring.stage * shape.stage_bytes);
+#pragma unroll
+      for (int j = 0; j < P::kChunk; ++j) {
+        const float4 q = from[j * 128];
+        const int at = c * P::kChunk + j;
+        float* v = &sums[at / (Tile::kRows / 8)][at % (Tile::kRows / 8) * 4];
+        v[0] += q.x, v[1] += q.y, v[2] += q.z, v[3] += q.w;
+      }
+      __syncwarp();
+      release<Tile::kCluster>(empty + ring.stage);
+      ring.next(shape.stages);
+    }
+  }
+}
+
+}  // namespace nybble::cuda::wide
