@@ -6,6 +6,8 @@
 #include <atomic>
 #include <cstdint>
 
+#include "cuda/common/async_copy.cuh"
+
 namespace nybble::cuda {
 
 using Flag = unsigned long long;
@@ -26,22 +28,31 @@ __device__ inline void set_flag(Flag* flag, Flag mark) {
 #endif
 }
 
-// Until all of these are set. What was written before, this thread sees.
-template <int kFlags>
-__device__ void wait_for_flags(Flag* flags, Flag mark) {
+// Until it is set. What was written before, this thread sees.
+__device__ inline void wait_for_flag(Flag* flag, Flag mark) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  for (bool all = false; !all;) {
-    all = true;
-#pragma unroll
-    for (int i = 0; i < kFlags; ++i) {
-      Flag seen;
-      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(flags + i) : "memory");
-      all = all && seen == mark;
-    }
+  Flag seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(flag) : "memory");
+  } while (seen != mark);
+  *flag = 0;
+#endif
+}
+
+// A count in shared memory: one more, after what this thread has written or seen written; and until it is so many.
+__device__ inline void count_in_order(unsigned* count) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("red.release.cta.shared::cta.add.u32 [%0], 1;" ::"r"(shared_address(count)) : "memory");
+#endif
+}
+__device__ inline void wait_for_count(const unsigned* count, unsigned many) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  for (;;) {
+    unsigned seen;
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(seen) : "r"(shared_address(count)) : "memory");
+    if (seen >= many) break;
+    __nanosleep(100);
   }
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
-#pragma unroll
-  for (int i = 0; i < kFlags; ++i) flags[i] = 0;
 #endif
 }
 

@@ -138,12 +138,13 @@ __device__ void copy_x(const Matrix& m, const Maps& maps, const Shape& shape, co
 }
 
 template <typename Tile, bool kZeros>  // kZeros: of a plain tile; the others look at `m`
-__global__ void __launch_bounds__(Tile::kThreads, 1) wide_kernel(const __grid_constant__ Matrix m,     //
-                                                                 const __grid_constant__ Maps maps,    //
-                                                                 const __grid_constant__ Shape shape,  //
-                                                                 const Plan plan,                      //
-                                                                 const Output<typename Tile::T> o,     //
-                                                                 const Scratch scratch) {  // of tiles that are cut
+__global__ void __launch_bounds__(Tile::kThreads, 1)
+    wide_kernel(const __grid_constant__ Matrix m,     //
+                const __grid_constant__ Maps maps,    //
+                const __grid_constant__ Shape shape,  //
+                const Plan plan,                      //
+                const Output<typename Tile::T> o,     //
+                const Scratch scratch) {              // of tiles that are cut or have tails, see wide_tails.cuh
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kGroups = Tile::kGroups, kM = Tile::kM, kRows = Tile::kRows, kBlocks = Tile::kBlocks;
   constexpr int kColumns = Tile::kColumns;
@@ -151,8 +152,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) wide_kernel(const __grid_co
   extern __shared__ __align__(1024) uint8_t memory[];
   __shared__ Barrier full[kMaxStages], empty[kMaxStages];
   [[maybe_unused]] __shared__ float4 exchange[Tile::kByWarps ? Tile::kWarps * kM * 32 : 1];
+  [[maybe_unused]] __shared__ unsigned pieces_left;  // in scratch, by warps
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
+    pieces_left = 0;
     for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(Tile::kWarps * Tile::kCluster);
     fence_barrier_init();
   }
@@ -166,8 +169,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) wide_kernel(const __grid_co
 
   if (warp >= Tile::kWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kCopierRegisters));
-    if (warp > Tile::kWarps + 1 || lane != 0) return;
-    if (warp == Tile::kWarps) {
+    if (warp > Tile::kWarps + 2 || lane != 0) return;
+    if (warp == Tile::kWarps + 2) {
+      if constexpr (kHelps<Tile>)
+        if (plan.own > 0) tell_tails<Tile>(plan, scratch, blockIdx.x / Tile::kCluster, rank, &pieces_left);
+    } else if (warp == Tile::kWarps) {
       copy_weights<Tile>(m, maps, shape, plan, memory, full, empty, rank);
     } else {
       prefetch_map(&maps.x);
@@ -242,14 +248,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) wide_kernel(const __grid_co
       } else if (plan.split > 1) {
         add_up_cluster<T, kM, kRows, Tile::kWarps * 32>(o, row, n, plan.split, memory, sums);
       } else {
-        const auto tell = [&](bool before) {
-          if constexpr (kHelps<Tile>)
-            if (plan.own > 0 && work.slot >= 0)
-              tell_tail<Tile>(plan, scratch, blockIdx.x / Tile::kCluster, work, rank, before);
-        };
-        tell(true);
         store_sums<T, kM, kRows>(o, row, n, work.slot < 0, piece, sums);
-        tell(false);
+        if constexpr (kHelps<Tile>) {
+          __syncwarp();
+          if (lane == 0 && plan.own > 0 && work.slot >= 0) count_in_order(&pieces_left);
+        }
       }
     }
     if constexpr (Tile::kCluster > 1) meet_cluster();  // nobody leaves whose barriers a peer may still arrive at

@@ -60,10 +60,10 @@ Plan whole_plan_of(const QMatmulArgs& a, const Matrix& m) {
 }
 
 // The tiles of the last turn each by a block of its own, the others as its helpers, if they are few. To leave a piece
-// takes a helper as long as 320 k, and it should be done 256 k earlier.
+// takes a helper as long as 256 k, and it should be done as much earlier.
 template <typename Tile>
 Plan helped_plan(const Plan& whole) {
-  constexpr int kStage = Tile::kBlocks * kTileRows, kPiece = 320, kEarlier = 256;
+  constexpr int kStage = Tile::kBlocks * kTileRows, kPiece = 256, kEarlier = 256;
   Plan p = whole;
   p.ctas = joint_places<Tile>(), p.whole = p.tiles / p.ctas, p.rest = p.tiles % p.ctas;
   const int64_t work = static_cast<int64_t>(p.rest) * p.stages * kStage + p.ctas * kPiece + p.helpers() * kEarlier;
@@ -84,7 +84,8 @@ Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
 // See Scratch.
 template <typename Tile>
 int64_t flags_of(const Plan& plan) {
-  return plan.own == 0 ? 0 : static_cast<int64_t>(plan.ctas) * Tile::kWarps * Tile::kCluster;
+  return plan.own == 0 ? 0
+                       : (static_cast<int64_t>(plan.ctas) * Tile::kCluster + 1) / 2 * 2;  // pieces are 16-byte aligned
 }
 template <typename Tile>
 int64_t scratch_bytes(const Plan& plan) {

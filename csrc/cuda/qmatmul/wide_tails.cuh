@@ -9,7 +9,7 @@
 
 namespace nybble::cuda::wide {
 
-// Of the tails' pieces: flags, one for each warp, and sums, [columns of 64][8 rows][128 threads]. Without own tiles
+// Of the tails' pieces: flags, one for each block, and sums, [columns of 64][8 rows][128 threads]. Without own tiles
 // pieces only.
 struct Scratch {
   Flag* flags;
@@ -48,17 +48,17 @@ __device__ inline bool has_tail(const Plan& plan, const Work& work) {
   return plan.own > 0 && work.slot < 0 && work.end < plan.stages;
 }
 
-// A helper's warp: the sums of the piece before this one, and if this is its last those of this one, are there for the
-// tiles' own blocks. To wait until they are written takes a microsecond or two, but not if that was long ago.
+// A thread of a helper that does nothing else: it sets the flags of its pieces once all warps have counted theirs. To
+// wait until they are in memory takes a microsecond or more.
 template <typename Tile>
-__device__ void tell_tail(const Plan& plan, const Scratch& scratch, int cta, const Work& work, int rank, bool before) {
-  const int helper = cta - plan.rest, tail = plan.tail();
-  const int begin = plan.helped(helper), past = plan.helped(helper + 1);
-  const int r = work.slot - helper;
-  if (before ? r == begin / tail : (r + 1) * tail < past) return;
-  __syncwarp();
-  const int64_t at = static_cast<int64_t>(before ? work.slot - 1 : work.slot) * Tile::kCluster + rank;
-  if (threadIdx.x % 32 == 0) set_flag(scratch.flags + at * Tile::kWarps + threadIdx.x / 32, scratch.mark);
+__device__ void tell_tails(const Plan& plan, const Scratch& scratch, int cta, int rank, const unsigned* left) {
+  Works works(plan, cta);
+  unsigned warps = 0;
+  for (Work work; works.next(&work);) {
+    if (work.slot < 0) continue;
+    wait_for_count(left, warps += Tile::kWarps);
+    set_flag(scratch.flags + static_cast<int64_t>(work.slot) * Tile::kCluster + rank, scratch.mark);
+  }
 }
 
 // The thread that copies x: the pieces to the stages after the last of the tile.
@@ -70,7 +70,7 @@ __device__ void copy_tail(const Plan& plan, int r, const Scratch& scratch, const
   const Tail tail = tail_of(plan, r);
   for (int i = 0; i < tail.count; ++i) {
     const int64_t at = static_cast<int64_t>(tail.first + i + r) * Tile::kCluster + rank;
-    wait_for_flags<Tile::kWarps>(scratch.flags + at * Tile::kWarps, scratch.mark);
+    wait_for_flag(scratch.flags + at, scratch.mark);
     fence_copy_engine();
     const float4* piece = scratch.pieces + at * Tile::kGroups * P::kPart;
 #pragma unroll 1
