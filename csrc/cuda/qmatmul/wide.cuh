@@ -234,10 +234,10 @@ struct Works {
 // Whether four neighbours of a row of `add` can be read at once.
 template <typename T>
 __device__ bool adds_in_fours(const Output<T>& o) {
-  return ((reinterpret_cast<uintptr_t>(o.add) / sizeof(T)) | o.add_stride) % 4 == 0;
+  return o.add == nullptr || ((reinterpret_cast<uintptr_t>(o.add) / sizeof(T)) | o.add_stride) % 4 == 0;
 }
 
-// Sums of kBlocks blocks of 64 columns, all of them of y, to y: kMore, plus bias and add.
+// Sums of kBlocks blocks of 64 columns, all of which y has, to y: kMore, plus bias and add.
 template <typename T, int kBlocks, int kRows, bool kMore>
 __device__ void finish_inside(const Output<T>& o, int64_t row, int64_t n, const float (&sums)[kBlocks][kRows / 2]) {
   constexpr int kFours = kRows / 8, kAtOnce = kFours < 4 ? kFours : 4;
@@ -245,6 +245,7 @@ __device__ void finish_inside(const Output<T>& o, int64_t row, int64_t n, const 
   T* to = o.y + (row + g) * o.N + n + column_of_four(t);
   const T* from = o.add + (row + g) * o.add_stride + n + column_of_four(t);
   const int64_t step = int64_t{8} * o.N, add_step = 8 * o.add_stride;
+  const int rows = static_cast<int>(min(o.M - row, int64_t{kRows})) - g;  // from the lane's first on
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b, to += 64 - step * kFours, from += 64 - add_step * kFours) {
     float bias[2] = {};
@@ -256,7 +257,8 @@ __device__ void finish_inside(const Output<T>& o, int64_t row, int64_t n, const 
       if constexpr (kMore) {
         if (o.add != nullptr) {
 #pragma unroll
-          for (int j = 0; j < kAtOnce; ++j, from += add_step) add[j] = *reinterpret_cast<const uint2*>(from);
+          for (int j = 0; j < kAtOnce; ++j, from += add_step)
+            if (8 * (first + j) < rows) add[j] = *reinterpret_cast<const uint2*>(from);
         }
       }
 #pragma unroll
@@ -266,7 +268,8 @@ __device__ void finish_inside(const Output<T>& o, int64_t row, int64_t n, const 
         for (int e = 0; e < 4; ++e) v[e] = sums[b][4 * (first + j) + e] + (kMore ? bias[e / 2] : 0.0f);
         if constexpr (kMore) add_packed<T>(v, add[j]);
         asm volatile("" : "+l"(to));  // not all addresses at once
-        *reinterpret_cast<uint2*>(to) = packed_block<T>(v);
+        const uint2 four = packed_block<T>(v);
+        if (8 * (first + j) < rows) *reinterpret_cast<uint2*>(to) = four;
       }
     }
   }
@@ -277,21 +280,21 @@ __device__ void finish_inside(const Output<T>& o, int64_t row, int64_t n, const 
 template <typename T, int kBlocks, int kRows, int kPieceRows = kRows>
 __device__ void store_sums(const Output<T>& o, int64_t row, int64_t n, bool whole, float4* piece,
                            float (&sums)[kBlocks][kRows / 2]) {
-  // Loops of their own: with one, the sums would be indexed at run time, and so lie in memory. This code runs once, and
-  // takes as long as its instructions take to be fetched: what is usual has few.
-  const bool inside = row + kRows <= o.M && n + 64 * (kBlocks - 1) + 16 <= o.N && o.N % 4 == 0 && adds_in_fours(o);
+  // This code runs once, and takes as long as its instructions take to be fetched: what is usual has few. Only where
+  // columns end are sums looked for one by one, and so lie in memory.
+  const bool inside = n + 64 * (kBlocks - 1) + 16 <= o.N && o.N % 4 == 0 && adds_in_fours(o);
   if (whole && inside && o.bias == nullptr && o.add == nullptr) {
     finish_inside<T, kBlocks, kRows, false>(o, row, n, sums);
   } else if (whole && inside) {
     finish_inside<T, kBlocks, kRows, true>(o, row, n, sums);
   } else if (whole) {
+    float copies[kBlocks * kRows / 2];
 #pragma unroll
+    for (int i = 0; i < kBlocks * kRows / 2; ++i) copies[i] = sums[i / (kRows / 2)][i % (kRows / 2)];
+#pragma unroll 1
     for (int j = 0; j < kBlocks * kRows / 8; ++j) {
-      const float* from = &sums[j / (kRows / 8)][j % (kRows / 8) * 4];
-      float v[4] = {from[0], from[1], from[2], from[3]};
-      int64_t at = row + j % (kRows / 8) * 8;
-      asm volatile("" : "+l"(at)::"memory");  // one block's addresses at a time: there are no registers for all
-      finish_block(o, at, n + j / (kRows / 8) * 64, v);
+      float v[4] = {copies[4 * j], copies[4 * j + 1], copies[4 * j + 2], copies[4 * j + 3]};
+      finish_block(o, row + j % (kRows / 8) * 8, n + j / (kRows / 8) * 64, v);
     }
   } else {
 #pragma unroll
