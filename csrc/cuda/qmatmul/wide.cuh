@@ -194,7 +194,9 @@ struct Works {
   int cta, turn = 0, at, past;  // stages of the rest, of the block's own tile of it, or of the tails
 
   __device__ Works(const Plan& p, int c) : plan(p), cta(c) {
-    if (p.own == 0)
+    if (p.rest == 0)
+      at = past = 0;  // at once: divisions are long
+    else if (p.own == 0)
       at = p.share(c), past = p.share(c + 1);
     else if (c < p.rest)
       at = 0, past = p.own;
