@@ -23,9 +23,7 @@ constexpr bool kHelps = !Tile::kByWarps && Tile::kRows >= 128;
 
 template <typename Tile>
 struct Piece {
-  static constexpr int kFours = Tile::kM * Tile::kRows / 8;  // of a thread
-  static constexpr int kParts = Tile::kGroups * Tile::kCluster, kPart = kFours * 128;
-  static constexpr int kWarps = Tile::kWarps * Tile::kCluster;
+  static constexpr int kFours = Tile::kM * Tile::kRows / 8, kPart = kFours * 128;  // of a thread, of a warpgroup
   // As much as x goes into a stage, and so many stages are a piece.
   static constexpr int kBytes = kFours * Tile::kGroups * 128 * 16,
                        kChunks = (kBytes + Tile::kXBytes - 1) / Tile::kXBytes;
@@ -33,7 +31,8 @@ struct Piece {
   static constexpr int kChunk = kFours / kChunks;
 };
 
-// The pieces of a tile's tail.
+// The pieces of a tile's tail. 32 bits are enough: a tile has at most 2^15 stages, a GPU fewer than 2^8
+// multiprocessors.
 struct Tail {
   int first, count;  // helpers
 };
