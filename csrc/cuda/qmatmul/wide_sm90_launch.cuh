@@ -39,9 +39,9 @@ auto with_mixed_tile(int64_t rows, Body body) {
 
 // Measured on an H200.
 template <typename Tile>
-constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1240, 400, 4}
-                         : Tile::kRows <= 64 ? Extra{1280, 512, 4}
-                                             : Extra{768, 512, 4, 256};
+constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1176, 400, 4}
+                         : Tile::kRows <= 64 ? Extra{1216, 512, 4}
+                                             : Extra{704, 512, 4, 256};
 constexpr double kNarrow = 0.6;  // the time of half the columns
 
 // Columns of a cluster's tiles, and how many such clusters the GPU runs at once.
