@@ -81,6 +81,29 @@ def test_a_row_may_be_independent_of_its_batch(bits: int, dtype: torch.dtype) ->
         assert same_bits(ops.qmatmul(x[rows], m, invariant=True), many[rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("M", "N"), [(100, 23040), (200, 11520)])
+def test_blocks_wait_for_each_other(M: int, N: int, dtype: torch.dtype) -> None:
+    """On an H200 some blocks add what others leave in scratch: in each replay of a graph anew, whatever was there."""
+    from nybble import ops
+    from tests.cases.qmatmul import random_packed
+
+    m = random_packed(4096, N, [4], group=128).to("cuda")
+    x = torch.randn(M, 4096, device="cuda").to(dtype)
+    w = ops.dequantize(m, torch.float32).to(dtype).double()
+    expected, size = x.double() @ w, x.double().abs() @ w.abs()
+    y = ops.qmatmul(x, m)
+    assert (
+        (y.double() - expected).abs() <= torch.finfo(dtype).eps * (expected.abs() + size / 16)
+    ).all()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        again = [ops.qmatmul(x, m) for _ in range(3)]
+    for _ in range(3):
+        graph.replay()
+        assert all(same_bits(a, y) for a in again)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bits", [2, 3])

@@ -56,6 +56,9 @@ struct Barrier {
 // Other threads and the copy engine see the barriers' first state.
 __device__ inline void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
+// The copy engine reads a tensor map ahead of its first box.
+__device__ inline void prefetch_map(const void* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+
 // A box of a tensor map, at (column, row).
 __device__ inline void copy_box(void* to, const void* map, int column, int row, Barrier* barrier) {
   asm volatile(
@@ -65,7 +68,18 @@ __device__ inline void copy_box(void* to, const void* map, int column, int row, 
       : "memory");
 }
 
-// The same, to the same place in all blocks of the cluster named by `ranks`, each with its own barrier there.
+// Bytes as they lie: both places and their number are multiples of 16.
+__device__ inline void copy_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(from), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Between what threads wrote to memory and what the copy engine reads.
+__device__ inline void fence_copy_engine() { asm volatile("fence.proxy.async;" ::: "memory"); }
+
+// A box to the same place in all blocks of the cluster named by `ranks`, each with its own barrier there.
 __device__ inline void copy_box_to(uint16_t ranks, void* to, const void* map, int column, int row, Barrier* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "

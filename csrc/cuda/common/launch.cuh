@@ -44,19 +44,24 @@ __device__ inline void let_next_begin() {
 }
 
 // `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory.
+// `together`: all blocks run at once, so that they may wait for each other.
 template <typename... Parameters, typename... Arguments>
-Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
-                       bool early, Arguments... arguments) {
+Status launch_together(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                       bool early, bool together, Arguments... arguments) {
 #ifdef __HIP__
-  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
+  if (cluster > 1 || early || together) return {"a launch of sm_90 without CUDA"};
   kernel<<<grid, block, shared, native(stream)>>>(Parameters(arguments)...);
   return launched();
 #else
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attributes[3]{};
   unsigned count = 0;
   if (early) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (together) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
   }
   if (cluster > 1) {
     attributes[count].id = cudaLaunchAttributeClusterDimension;
@@ -73,6 +78,12 @@ Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, di
   config.numAttrs = count;
   return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 #endif
+}
+
+template <typename... Parameters, typename... Arguments>
+Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                       bool early, Arguments... arguments) {
+  return launch_together(kernel, grid, cluster, block, shared, stream, early, false, arguments...);
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -22,6 +22,7 @@
 #include "cuda/common/launch.cuh"
 #include "cuda/qmatmul/wide.cuh"
 #include "cuda/qmatmul/wide_sm90_multiply.cuh"
+#include "cuda/qmatmul/wide_tails.cuh"
 
 namespace nybble::cuda::wide {
 
@@ -64,10 +65,10 @@ __device__ void add_up_cluster(const Output<T>& o, int64_t row, int64_t n, int s
 }
 
 // Calls copy(work, segment, stage of the segment, its place in memory, its barrier) for every stage of the block's
-// work, as the stages of the ring become free.
-template <typename Tile, typename Copy>
+// work, as the stages of the ring become free; and after each work end(work, ring, stages filled).
+template <typename Tile, typename Copy, typename End>
 __device__ void fill_ring(const Matrix& m, const Shape& shape, const Plan& plan, uint8_t* memory, Barrier* full,
-                          Barrier* empty, Copy copy) {
+                          Barrier* empty, Copy copy, End end) {
   Ring ring;
   int filled = 0;
   Works works(plan, blockIdx.x / Tile::kCluster);
@@ -84,6 +85,7 @@ __device__ void fill_ring(const Matrix& m, const Shape& shape, const Plan& plan,
       }
       passed += stages;
     }
+    end(work, ring, filled);
   }
 }
 
@@ -91,39 +93,48 @@ template <typename Tile>
 __device__ void copy_weights(const Matrix& m, const Maps& maps, const Shape& shape, const Plan& plan, uint8_t* memory,
                              Barrier* full, Barrier* empty, int rank) {
   constexpr int kBlocks = Tile::kBlocks, kColumnBlocks = Tile::kColumnBlocks;
-  fill_ring<Tile>(m, shape, plan, memory, full, empty,
-                  [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
-                    const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
-                    const int block = (column_tile * Tile::kCluster + rank) * kColumnBlocks;
-                    const int group = (s.group + s.group_of(i * kBlocks)) * kTileColumns;
-                    barrier->arrive_expecting(kColumnBlocks *
-                                              (kBlocks * 64 * s.bits + shape.span * (m.zeros != nullptr ? 96 : 32)));
-                    copy_box(stage + shape.weight_at, &maps.weight[width_index(s.bits)],
-                             (s.offset + i * kBlocks * s.bits) * 8, block, barrier);
-                    copy_box(stage + shape.scale_at, &maps.scale, group, block, barrier);
-                    if (m.zeros != nullptr) copy_box(stage + shape.zero_at, &maps.zero, group, block, barrier);
-                  });
+  fill_ring<Tile>(
+      m, shape, plan, memory, full, empty,
+      [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
+        const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
+        const int block = (column_tile * Tile::kCluster + rank) * kColumnBlocks;
+        const int group = (s.group + s.group_of(i * kBlocks)) * kTileColumns;
+        barrier->arrive_expecting(kColumnBlocks *
+                                  (kBlocks * 64 * s.bits + shape.span * (m.zeros != nullptr ? 96 : 32)));
+        copy_box(stage + shape.weight_at, &maps.weight[width_index(s.bits)], (s.offset + i * kBlocks * s.bits) * 8,
+                 block, barrier);
+        copy_box(stage + shape.scale_at, &maps.scale, group, block, barrier);
+        if (m.zeros != nullptr) copy_box(stage + shape.zero_at, &maps.zero, group, block, barrier);
+      },
+      [](const Work&, Ring&, int&) {});
 }
 
 template <typename Tile>
-__device__ void copy_x(const Matrix& m, const Maps& maps, const Shape& shape, const Plan& plan, uint8_t* memory,
-                       Barrier* full, Barrier* empty, int rank) {
+__device__ void copy_x(const Matrix& m, const Maps& maps, const Shape& shape, const Plan& plan, const Scratch& scratch,
+                       uint8_t* memory, Barrier* full, Barrier* empty, int rank) {
   constexpr int kShare = Tile::kRows / Tile::kCluster;  // rows that this block brings
-  fill_ring<Tile>(m, shape, plan, memory, full, empty,
-                  [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
-                    const int row_tile = place_of(work.tile, plan.row_tiles, plan.column_tiles).row_tile;
-                    barrier->arrive_expecting(Tile::kXBytes);
+  fill_ring<Tile>(
+      m, shape, plan, memory, full, empty,
+      [&](const Work& work, const Segment& s, int i, uint8_t* stage, Barrier* barrier) {
+        const int row_tile = place_of(work.tile, plan.row_tiles, plan.column_tiles).row_tile;
+        barrier->arrive_expecting(Tile::kXBytes);
 #pragma unroll
-                    for (int b = 0; b < Tile::kBlocks / 2; ++b) {
-                      uint8_t* to = stage + (b * Tile::kRows + rank * kShare) * 128;
-                      const int k = (s.first + i * Tile::kBlocks + 2 * b) * kTileRows;
-                      const int row = row_tile * Tile::kRows + rank * kShare;
-                      if constexpr (Tile::kCluster == 1)
-                        copy_box(to, &maps.x, k, row, barrier);
-                      else
-                        copy_box_to((1 << Tile::kCluster) - 1, to, &maps.x, k, row, barrier);
-                    }
-                  });
+        for (int b = 0; b < Tile::kBlocks / 2; ++b) {
+          uint8_t* to = stage + (b * Tile::kRows + rank * kShare) * 128;
+          const int k = (s.first + i * Tile::kBlocks + 2 * b) * kTileRows;
+          const int row = row_tile * Tile::kRows + rank * kShare;
+          if constexpr (Tile::kCluster == 1)
+            copy_box(to, &maps.x, k, row, barrier);
+          else
+            copy_box_to((1 << Tile::kCluster) - 1, to, &maps.x, k, row, barrier);
+        }
+      },
+      [&](const Work& work, Ring& ring, int& filled) {
+        if constexpr (kHelps<Tile>)
+          if (has_tail(plan, work))
+            copy_tail<Tile>(plan, work.tile - plan.ctas * plan.whole, scratch, shape, memory, full, empty, ring, filled,
+                            rank);
+      });
 }
 
 template <typename Tile, bool kZeros>  // kZeros: of a plain tile; the others look at `m`
@@ -133,7 +144,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
                 const __grid_constant__ Shape shape,  //
                 const Plan plan,                      //
                 const Output<typename Tile::T> o,     //
-                float4* pieces) {                     // sums of pieces of tiles, see add_pieces_kernel
+                const Scratch scratch) {              // of tiles that are cut or have tails, see wide_tails.cuh
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr int kGroups = Tile::kGroups, kM = Tile::kM, kRows = Tile::kRows, kBlocks = Tile::kBlocks;
   constexpr int kColumns = Tile::kColumns;
@@ -141,8 +152,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   extern __shared__ __align__(1024) uint8_t memory[];
   __shared__ Barrier full[kMaxStages], empty[kMaxStages];
   [[maybe_unused]] __shared__ float4 exchange[Tile::kByWarps ? Tile::kWarps * kM * 32 : 1];
+  [[maybe_unused]] __shared__ unsigned pieces_left;  // in scratch, by warps
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
+    pieces_left = 0;
     for (int i = 0; i < shape.stages; ++i) full[i].init(2), empty[i].init(Tile::kWarps * Tile::kCluster);
     fence_barrier_init();
   }
@@ -156,13 +169,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
 
   if (warp >= Tile::kWarps) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Tile::kCopierRegisters));
-    if (warp > Tile::kWarps + 1 || lane != 0) return;
-    if (warp == Tile::kWarps) {
+    if (warp > Tile::kWarps + 2 || lane != 0) return;
+    if (warp == Tile::kWarps + 2) {
+      if constexpr (kHelps<Tile>)
+        if (plan.own > 0) tell_tails<Tile>(plan, scratch, blockIdx.x / Tile::kCluster, rank, &pieces_left);
+    } else if (warp == Tile::kWarps) {
       copy_weights<Tile>(m, maps, shape, plan, memory, full, empty, rank);
     } else {
+      prefetch_map(&maps.x);
       wait_for_previous();
       let_next_begin();
-      copy_x<Tile>(m, maps, shape, plan, memory, full, empty, rank);
+      copy_x<Tile>(m, maps, shape, plan, scratch, memory, full, empty, rank);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Tile::kRegisters));
@@ -208,12 +225,15 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         else
           multiply(std::false_type{});
       }
+      if constexpr (kHelps<Tile>)
+        if (has_tail(plan, work))
+          add_tail<Tile>(plan, work.tile - plan.ctas * plan.whole, shape, memory, full, empty, ring, sums);
       wait_for_previous();  // y may still be read, and `add` written
       const auto [row_tile, column_tile] = place_of(work.tile, plan.row_tiles, plan.column_tiles);
       const int64_t row = static_cast<int64_t>(row_tile) * kRows;
       const int64_t n = first_column(column_tile);
       float4* piece =
-          pieces +
+          scratch.pieces +
           ((static_cast<int64_t>(work.slot) * Tile::kCluster + rank) * kGroups + group) * kM * (kRows / 8) * 128 +
           threadIdx.x % 128;
       if constexpr (Tile::kByWarps) {
@@ -229,6 +249,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
         add_up_cluster<T, kM, kRows, Tile::kWarps * 32>(o, row, n, plan.split, memory, sums);
       } else {
         store_sums<T, kM, kRows>(o, row, n, work.slot < 0, piece, sums);
+        if constexpr (kHelps<Tile>) {
+          __syncwarp();
+          if (lane == 0 && plan.own > 0 && work.slot >= 0) count_in_order(&pieces_left);
+        }
       }
     }
     if constexpr (Tile::kCluster > 1) meet_cluster();  // nobody leaves whose barriers a peer may still arrive at

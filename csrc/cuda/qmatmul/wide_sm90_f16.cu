@@ -13,7 +13,7 @@ Status wide_sm90_f16(const QMatmulArgs& a, const Matrix& m, Stream stream) {
 int64_t wide_sm90_scratch_bytes(const QMatmulArgs& a, const Matrix& m) {
   const auto bytes = [&](auto tile, auto) {
     using Tile = decltype(tile);
-    return wide::piece_bytes(wide::plan_of<Tile>(a, m), static_cast<int64_t>(Tile::kRows) * wide::kJointColumns<Tile>);
+    return wide::scratch_bytes<Tile>(wide::plan_of<Tile>(a, m));
   };
   return in_runs(m, a.M) ? wide::with_run_tile<__half>(a.M, bytes) : wide::with_mixed_tile<__half>(a.M, bytes);
 }

@@ -39,9 +39,9 @@ auto with_mixed_tile(int64_t rows, Body body) {
 
 // Measured on an H200.
 template <typename Tile>
-constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1240, 400}
-                         : Tile::kRows <= 64 ? Extra{1280, 512}
-                                             : Extra{768, 512};
+constexpr Extra kExtra = Tile::kRows == 32   ? Extra{1176, 400, 4}
+                         : Tile::kRows <= 64 ? Extra{1216, 512, 4}
+                                             : Extra{704, 512, 4, 256};
 constexpr double kNarrow = 0.6;  // the time of half the columns
 
 // Columns of a cluster's tiles, and how many such clusters the GPU runs at once.
@@ -59,12 +59,38 @@ Plan whole_plan_of(const QMatmulArgs& a, const Matrix& m) {
                     joint_places<Tile>());
 }
 
-// Whole or cut.
+// The tiles of the last turn each by a block of its own, the others as its helpers, if they are few. To leave a piece
+// takes a helper as long as 256 k, and it should be done as much earlier.
+template <typename Tile>
+Plan helped_plan(const Plan& whole) {
+  constexpr int kStage = Tile::kBlocks * kTileRows, kPiece = 256, kEarlier = 256;
+  Plan p = whole;
+  p.ctas = joint_places<Tile>(), p.whole = p.tiles / p.ctas, p.rest = p.tiles % p.ctas;
+  const int64_t work = static_cast<int64_t>(p.rest) * p.stages * kStage + p.ctas * kPiece + p.helpers() * kEarlier;
+  p.own = static_cast<int>((work + int64_t{p.ctas} * kStage - 1) / (int64_t{p.ctas} * kStage));
+  return kHelps<Tile> && 2 * p.helpers() <= p.rest && p.own < p.stages ? p : Plan{};
+}
+
+// Whole, cut or helped.
 template <typename Tile>
 Plan plan_of(const QMatmulArgs& a, const Matrix& m) {
-  constexpr int kColumns = kJointColumns<Tile>;
-  return make_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + kColumns - 1) / kColumns, stages_of(m, Tile::kBlocks),
-                   Tile::kBlocks * kTileRows, joint_places<Tile>(), kExtra<Tile>);
+  constexpr int kColumns = kJointColumns<Tile>, kStage = Tile::kBlocks * kTileRows;
+  const Plan plan = make_plan((a.M + Tile::kRows - 1) / Tile::kRows, (a.N + kColumns - 1) / kColumns,
+                              stages_of(m, Tile::kBlocks), kStage, joint_places<Tile>(), kExtra<Tile>);
+  const Plan helped = helped_plan<Tile>(whole_plan_of<Tile>(a, m));
+  return helped.own > 0 && cost_of(helped, kStage, kExtra<Tile>) < cost_of(plan, kStage, kExtra<Tile>) ? helped : plan;
+}
+
+// See Scratch.
+template <typename Tile>
+int64_t flags_of(const Plan& plan) {
+  return plan.own == 0 ? 0
+                       : (static_cast<int64_t>(plan.ctas) * Tile::kCluster + 1) / 2 * 2;  // pieces are 16-byte aligned
+}
+template <typename Tile>
+int64_t scratch_bytes(const Plan& plan) {
+  return flags_of<Tile>(plan) * static_cast<int64_t>(sizeof(Flag)) +
+         piece_bytes(plan, static_cast<int64_t>(Tile::kRows) * kJointColumns<Tile>);
 }
 
 template <typename Tile>
@@ -174,11 +200,13 @@ Status launch_wide(const QMatmulArgs& a, const Matrix& m, const Shape& shape, co
   Maps maps{};
   if (!describe<Tile>(a, m, shape, &maps)) return {"qmatmul: the driver refuses a tensor map"};
   const Output<T> output = output_of<T>(a);
-  auto* pieces = static_cast<float4*>(a.scratch);
+  auto* flags = static_cast<Flag*>(a.scratch);
+  auto* pieces = reinterpret_cast<float4*>(flags + flags_of<Tile>(plan));
+  const Scratch scratch{flags, pieces, plan.own > 0 ? next_mark() : 0};
   const int cluster = plan.split * Tile::kCluster;  // one of them is 1
   const Status done =
-      launch_clusters(wide_kernel<Tile, kZeros>, dim3(plan.ctas * Tile::kCluster), cluster, dim3(Tile::kThreads),
-                      shape.bytes(), stream, true, m, maps, shape, plan, output, pieces);
+      launch_together(wide_kernel<Tile, kZeros>, dim3(plan.ctas * Tile::kCluster), cluster, dim3(Tile::kThreads),
+                      shape.bytes(), stream, true, plan.own > 0, m, maps, shape, plan, output, scratch);
   return done.ok() ? add_pieces<T, kJointColumns<Tile> / 64, Tile::kRows>(plan, output, pieces, stream) : done;
 }
 

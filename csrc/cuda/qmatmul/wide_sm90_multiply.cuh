@@ -134,6 +134,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
   static_assert(kRunBlocks % kBatch == 0 && kRuns * kRunBlocks / kBatch % kSets == 0);
   constexpr bool kPowers = std::is_same_v<T, __half> && Tile::kPowers;
   constexpr bool kScaleSums = kRows <= 32 && !kPowers;
+  static_assert(!kPowers || kBatch == kRunBlocks);  // one wait a run
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int column_block = warp / 4 * kM * 4 + warp % 4,
             first_number = column_block * shape.span * kTileColumns + lane / 4;
@@ -183,8 +184,8 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
         bool fit = true;
 #pragma unroll
         for (int b = 0; b < kM; ++b) scaled[b] = powers[b].scaled(numbers[b]), fit = fit && powers[b].fit(scaled[b]);
+        product_wait<0>();  // all warps of the group: what follows each decides for itself
         if (__builtin_expect(!__all_sync(0xffffffffu, fit), 0)) {
-          product_wait<0>();
 #pragma unroll
           for (int b = 0; b < kM; ++b) powers[b].change(numbers[b], sums[b]), scaled[b] = powers[b].scaled(numbers[b]);
         }
@@ -199,7 +200,7 @@ __device__ void multiply_runs(const Segment& s, int from, int to, int columns, c
           if (r == 0 && first == 0) release_last();
         };
         if constexpr (kSets == 1) {
-          product_wait<0>();
+          if constexpr (!kPowers) product_wait<0>();
           free_stage();
         }
 #pragma unroll
