@@ -90,10 +90,10 @@ class Join {
       __syncthreads();
       for (int kind = r0 * kGroups + warp; kind < min(rows_, r0 + kAtOnce) * kGroups; kind += kWarps) {
         const int row = kind / kGroups, d = kind % kGroups * 64 + 2 * lane;
-        Sum sum = of_block(row, row - r0, d);
+        Sum<> sum = of_block(row, row - r0, d);
         if (part.count > 1) {
           const Pieces pieces = pieces_of(part, part.mine, kind);
-          pieces.values[lane] = {sum.value[0], sum.value[1]};
+          pieces.values[lane] = {sum.value[0][0], sum.value[0][1]};
           if (lane == 0) *pieces.states = {sum.largest, sum.weight};
           if (!is_last(part, kind)) continue;
           sum = of_all(part, kind);
@@ -109,7 +109,7 @@ class Join {
     for (int64_t b = threadIdx.x / 32; b < a_.B; b += kWarps) {
       if (count_of(a_, plan_, b) > 0) continue;
       for (int kind = 0; kind < rows_ * kGroups; ++kind)
-        write(Sum{}, b, kind / kGroups, kind % kGroups * 64 + 2 * static_cast<int>(threadIdx.x % 32), false);
+        write(Sum<>{}, b, kind / kGroups, kind % kGroups * 64 + 2 * static_cast<int>(threadIdx.x % 32), false);
     }
   }
 
@@ -130,15 +130,15 @@ class Join {
     return {states + at, states + static_cast<int64_t>(kinds) * slots + at * 32};
   }
 
-  __device__ Sum of_block(int row, int row_of_room, int d) const {
+  __device__ Sum<> of_block(int row, int row_of_room, int d) const {
     const int lane = threadIdx.x % 32;
     const float2 state = states_[lane % kWarps][row];
     const float* from = room_ + row_of_room * D + (d ^ row / 2 % 2 * kTurn);
-    float2 values[kWarps];
+    float2 values[1][kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w)
-      values[w] = d < D ? *reinterpret_cast<const float2*>(from + w * kAtOnce * D) : make_float2(0.0f, 0.0f);
-    Sum sum;
+      values[0][w] = d < D ? *reinterpret_cast<const float2*>(from + w * kAtOnce * D) : make_float2(0.0f, 0.0f);
+    Sum<> sum;
     sum.add_spread(state, values);
     return sum;
   }
@@ -155,25 +155,25 @@ class Join {
     return __shfl_sync(0xffffffffu, last, 0);
   }
 
-  __device__ Sum of_all(const Part& part, int kind) const {
+  __device__ Sum<> of_all(const Part& part, int kind) const {
     constexpr int kSome = 16;
     const Pieces pieces = pieces_of(part, part.first, kind);
     const int lane = threadIdx.x % 32;
-    Sum sum;
+    Sum<> sum;
     for (int first = 0; first < part.count; first += kSome) {
       const int some = min(kSome, part.count - first);
       const int l = lane % kSome;
       const float2 state = l < some ? __ldcg(pieces.states + first + l) : make_float2(-INFINITY, 0.0f);
       const float2* from = pieces.values + first * 32 + lane;
-      float2 values[kSome];
+      float2 values[1][kSome];
 #pragma unroll
-      for (int i = 0; i < kSome; ++i) values[i] = i < some ? __ldcg(from + i * 32) : make_float2(0.0f, 0.0f);
+      for (int i = 0; i < kSome; ++i) values[0][i] = i < some ? __ldcg(from + i * 32) : make_float2(0.0f, 0.0f);
       sum.add_spread(state, values);
     }
     return sum;
   }
 
-  __device__ void write(const Sum& sum, int64_t b, int row, int d, bool rotated) const {
+  __device__ void write(const Sum<>& sum, int64_t b, int row, int d, bool rotated) const {
     const int r = first_row_ + row, t = r / plan_.group, h = head_ * plan_.group + r % plan_.group;
     const int64_t at = ((b * a_.T + t) * a_.H + h) * D;
     if (a_.dtype == DType::bf16)

@@ -100,7 +100,7 @@ class Source {
 // Fills stages with tiles, one after the other, across sequences. A team's warps fill them together, each its share of
 // every head's stage: a tile may be used when `full` says that all have arrived, a stage filled again when `empty` says
 // that all have done with it. A warp on its own needs no barriers.
-template <typename S, int kTeam, bool kGuess, bool kOne>
+template <typename S, int kTeam, bool kOne>
 class Loader {
  public:
   // `ring`: this warp's stages; `barriers`: of the team.
@@ -124,7 +124,7 @@ class Loader {
     if (left_ > 0) {
       next_length_ = a_.lengths[b_];
       enter(work.tile);
-      find_tile();
+      find_tile<true>();
     }
   }
   // What this lane knows of the block table, and what it would know now.
@@ -132,7 +132,7 @@ class Loader {
   __device__ int read_page() const {
     if (tile_ == end_ || a_.block_table == nullptr) return page();
     if constexpr (S::kWindow) return window_.read(a_);
-    return there_ ? page_at(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
+    return there_ ? page_at<true>(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
   }
 
   // Starts the next tile's copies, or nothing when there is none.
@@ -150,7 +150,7 @@ class Loader {
       if (kTeam > 1) arrive_after_copies(full(stage_));
       if (++stage_ == S::kStages) stage_ = 0, ++turn_;
       ++tile_;
-      find_tile();
+      find_tile<false>();
     }
     if (kTeam == 1) commit_copies();
   }
@@ -195,21 +195,25 @@ class Loader {
     pages_ = a_.block_table + b_ * a_.block_table_stride;
   }
 
+  template <bool kPastL1>
   __device__ void find_tile() {
     while (!kOne && tile_ == end_ && left_ > 0 && b_ + 1 < a_.B) {
       ++b_;
       enter(0);
     }
-    if (tile_ < end_) find_page();
+    if (tile_ < end_) find_page<kPastL1>();
   }
 
+  // What may be a guess is not left in L1, where what is read again would find it.
+  template <bool kPastL1>
   __device__ int page_at(int i) const {
     const int32_t* page = pages_ + i;
-    if constexpr (kGuess) return *static_cast<const volatile int32_t*>(page);
+    if constexpr (kPastL1) return *static_cast<const volatile int32_t*>(page);
     return *page;
   }
 
   // Where the next tile's tokens are, one a lane. Pages are asked for a tile before they are needed.
+  template <bool kPastL1>
   __device__ void find_page() {
     const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
     there_ = lane < S::kTokens && token < length_ && token >= seen_;
@@ -223,7 +227,7 @@ class Loader {
       if (window_.b != b_ || first < window_.first || last > window_.first + 31) window_.load(a_, b_, first);
       page_ = i;  // its place in the row, for now
     } else if (there_) {
-      page_ = page_at(i);
+      page_ = page_at<kPastL1>(i);
     }
     slot_ = token - i * static_cast<int>(a_.page);
   }

@@ -12,14 +12,22 @@
 
 namespace nybble::cuda::paged {
 
+// Of `count` lengths those of a lane; of one, every lane has it.
+template <typename Length, int kLengths>
+__device__ inline void read_every_32nd(int64_t (&to)[kLengths], Length* lengths, int64_t count) {
+#pragma unroll
+  for (int i = 0; i < kLengths; ++i) {
+    const int b = kLengths == 1 ? 0 : static_cast<int>(threadIdx.x % 32) + 32 * i;
+    to[i] = b < count ? lengths[b] : 0;
+  }
+}
+
 template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins, bool kOne, bool kBent>
 __global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
   constexpr int D = S::D, kHalves = S::kTokens / 16;
-  // Begins before the last kernel has ended, where that is worth its instructions: of codes, in short work.
-  constexpr bool kGuess = (S::kWindow || kJoins) && kTeam == 1;
   constexpr bool kAhead = S::kAhead && !kJoins;
   constexpr bool kHolds = (S::kWindow || kTeam > 1) && D <= 128;  // there are registers for the next sequence's queries
   using T = typename KeyStorage::T;
@@ -43,19 +51,21 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
-  Loader<S, kTeam, kGuess, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  Loader<S, kTeam, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
   __shared__ float2 states[kShare][kRows];
   constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
   static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
   Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
-  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  // Tiles asked for before what was guessed is known to be so; a team's barriers would not take it back.
+  constexpr int kFirst = kTeam == 1 ? 1 : 0;
   int more = S::kStages - 1 - kFirst;
   Work work{};
   int64_t known = 0;  // the next sequence's length
   // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
   const int64_t sequences = kOne ? 1 : a.B;
-  bool sure = !kGuess || sequences > 32;
+  constexpr int kLengths = kOne ? 1 : 4;  // of a lane, every 32nd
+  bool sure = sequences > 32 * kLengths;
   if (sure) {
     wait_for_previous();
     let_next_begin();
@@ -64,8 +74,9 @@ __global__ void __launch_bounds__(256, 1)
       asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
   }
   while (true) {
-    int64_t length = 0, length_now = 0;
-    if (!sure && (kOne || lane < sequences)) length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+    int64_t lengths[kLengths] = {}, lengths_now[kLengths] = {};
+    // Through L1, as all that follows from them: what another warp left there is not newer than this.
+    if (!sure) read_every_32nd(lengths, a.lengths, sequences);
     work = work_of(a, plan, range, kOne);
     loader.begin(work);
     const int page = loader.page();
@@ -75,27 +86,33 @@ __global__ void __launch_bounds__(256, 1)
     if (!sure) {
       wait_for_previous();
       let_next_begin();
-      if (kOne || lane < sequences) length_now = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+      read_every_32nd(lengths_now, static_cast<const volatile int64_t*>(a.lengths), sequences);
       page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    known = kOne && !sure ? length_now : a.lengths[work.b];
-    if constexpr (kGuess || kHolds) raw.load(rows, plan, first_row);
+    known = kOne && !sure ? lengths_now[0] : a.lengths[work.b];
+    raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
-    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == page)) break;
+    bool same = page_now == page;
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) same = same && lengths_now[i] == lengths[i];
+    if (sure || __all_sync(0xffffffffu, same)) break;
     wait_for_copies<0>();
     __threadfence();
     sure = true;
   }
+  // What lays queries out is long where they are rotated.
+  if constexpr (KeyStorage::kScaled && !kJoins)
+    for (; more > 0; --more) loader.next();
 
   const Places<S> places;
   static_assert(S::Keys::kBytes % S::Values::kAligned == 0 && S::kStage % S::Keys::kAligned == 0 &&
                     S::kStage % S::Values::kAligned == 0,
                 "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
-  bool asked = kGuess || kHolds;
+  bool asked = true;
   unsigned bit = 1;
   int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
