@@ -30,6 +30,7 @@ __global__ void __launch_bounds__(256, 1)
   constexpr int D = S::D, kHalves = S::kTokens / 16;
   constexpr bool kAhead = S::kAhead && !kJoins;
   constexpr bool kHolds = (S::kWindow || kTeam > 1) && D <= 128;  // there are registers for the next sequence's queries
+  constexpr bool kEarly = S::kWindow || D <= 128;                // and for the first one's while a guess is tried
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
@@ -53,9 +54,8 @@ __global__ void __launch_bounds__(256, 1)
   }
   Loader<S, kTeam, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
   __shared__ float2 states[kShare][kRows];
-  constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
-  static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
-  Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  static_assert(S::kQuery >= Join<ValueStorage, D, kOne>::kBytes, "what warps add up takes the room of queries");
+  Join<ValueStorage, D, kOne> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
   // Tiles asked for before what was guessed is known to be so; a team's barriers would not take it back.
   constexpr int kFirst = kTeam == 1 ? 1 : 0;
@@ -85,13 +85,13 @@ __global__ void __launch_bounds__(256, 1)
     if constexpr (kOne) rows.keep();
     if (!sure) {
       wait_for_previous();
-      let_next_begin();
+      if (!kOne) let_next_begin();
       read_every_32nd(lengths_now, static_cast<const volatile int64_t*>(a.lengths), sequences);
       page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
     known = kOne && !sure ? lengths_now[0] : a.lengths[work.b];
-    raw.load(rows, plan, first_row);
+    if constexpr (kEarly) raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(256, 1)
                     S::kStage % S::Values::kAligned == 0,
                 "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
-  bool asked = true;
+  bool asked = kEarly;
   unsigned bit = 1;
   int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(256, 1)
     for (int tile = begin; tile < end; ++tile) {
       if constexpr (!kAhead) {
         loader.wait(stage, turn);
+        if (kOne && tile + 1 == end) let_next_begin();
         find(stage);
       }
       loader.next();  // into the stage of the tile before, which every lane has left; meanwhile the products are made
@@ -258,10 +259,7 @@ __global__ void __launch_bounds__(256, 1)
       for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
     const float2 state[2] = {{largest[0] - kLift, weight[0] + spoilt}, {largest[1] - kLift, weight[1] + spoilt}};
     if constexpr (kJoins) {
-      join.end(
-          part, state, ValueStorage::kScaled,
-          [&](int k, int high) { return ValueStorage::channel_of_value(k, g, high); },
-          [&](int c, int k, int high) { return sums.get(k, c, high); });
+      join.end(part, state, [&](int c, int k, int high) { return sums.get(k, c, high); });
     } else {
       const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
 #pragma unroll
