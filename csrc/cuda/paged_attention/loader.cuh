@@ -1,6 +1,7 @@
 // Keys and values on their way to shared memory: the sizes of a ring of stages, and who copies what into it.
 #pragma once
 #include "cuda/common/async_copy.cuh"
+#include "cuda/common/wide.cuh"
 #include "cuda/paged_attention/plan.cuh"
 #include "cuda/paged_attention/storage.cuh"
 
@@ -58,6 +59,14 @@ class Source {
     scales_ = static_cast<const char*>(kv.scales) + scales_head * reach.scales_head * Tile::kScaleBytes;
   }
 
+  // A token's row on its way to L2, for a warp on its own.
+  __device__ void ask(const Reach& reach, int page, int slot) const {
+    static_assert(kTeam == 1 && kSteady);
+    const unsigned at = page * reach.page + slot * reach.slot;
+#pragma unroll
+    for (int i = 0; i < kUnits * 16; i += 128)
+      prefetch(data_ + (static_cast<int64_t>(at) - threadIdx.x % kUnits) * 16 + i);
+  }
   // `page`, `slot`: of the token that this lane stands for; not `there`: zeros.
   __device__ void copy(const Reach& reach, int page, int slot, bool there, unsigned to) const {
     constexpr unsigned kAbsent = ~0u;
@@ -135,14 +144,21 @@ class Loader {
     return there_ ? page_at<true>(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
   }
 
+  // The first tile on its way to L2. It need not be there yet: what is written to it later is written there.
+  __device__ void ask() const {
+    if (tile_ == end_) return;
+    const int page = next_page();
+    if (!there_ || !exists(page)) return;
+    keys_.ask(plan_.keys, page, slot_);
+    values_.ask(plan_.values, page, slot_);
+  }
+
   // Starts the next tile's copies, or nothing when there is none.
   __device__ void next() {
     if (tile_ < end_) {
       if (kTeam > 1 && turn_ > 0) wait_for_phase(empty(stage_), (turn_ - 1) & 1);
-      int page = page_;
-      if constexpr (S::kWindow)
-        if (a_.block_table != nullptr) page = __shfl_sync(0xffffffffu, window_.page, page_ - window_.first);
-      const bool there = there_ && static_cast<unsigned>(page) < static_cast<unsigned>(a_.P);
+      const int page = next_page();
+      const bool there = there_ && exists(page);
       if (there != there_) missing_ |= bit_;
       const unsigned to = ring_ + stage_ * S::kStage;
       keys_.copy(plan_.keys, page, slot_, there, to);
@@ -179,6 +195,14 @@ class Loader {
  private:
   __device__ unsigned full(int stage) const { return barriers_ + stage * 8; }
   __device__ unsigned empty(int stage) const { return barriers_ + (S::kStages + stage) * 8; }
+
+  // Of the next tile's token that this lane stands for.
+  __device__ int next_page() const {
+    if constexpr (S::kWindow)
+      if (a_.block_table != nullptr) return __shfl_sync(0xffffffffu, window_.page, page_ - window_.first);
+    return page_;
+  }
+  __device__ bool exists(int page) const { return static_cast<unsigned>(page) < static_cast<unsigned>(a_.P); }
 
   // At the next sequence, all but so many of its tiles.
   __device__ void enter(int skip) {

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(256, 1)
   constexpr int D = S::D, kHalves = S::kTokens / 16;
   constexpr bool kAhead = S::kAhead && !kJoins;
   constexpr bool kHolds = (S::kWindow || kTeam > 1) && D <= 128;  // there are registers for the next sequence's queries
-  constexpr bool kEarly = S::kWindow || D <= 128;                // and for the first one's while a guess is tried
+  constexpr bool kEarly = S::kWindow || D <= 128;                 // and for the first one's while a guess is tried
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(256, 1)
     let_next_begin();
     // The block table on its way while the lengths are.
     if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
+      prefetch(a.block_table + lane * 32);
   }
   while (true) {
     int64_t lengths[kLengths] = {}, lengths_now[kLengths] = {};
@@ -81,6 +81,8 @@ __global__ void __launch_bounds__(256, 1)
     loader.begin(work);
     const int page = loader.page();
     int page_now = page;
+    if constexpr (kOne)
+      if (!sure) loader.ask();
     QueryRows rows(a, plan, work.b, head, first_row);
     if constexpr (kOne) rows.keep();
     if (!sure) {
