@@ -122,12 +122,12 @@ class Loader {
         ring_(ring - member_ * S::kRing),
         barriers_(barriers) {}
 
-  // Before the first tile.
-  __device__ void begin(const Work& work) {
+  // Before the first tile. `pages`: some, perhaps guesses.
+  __device__ void begin(const Work& work, const PageWindow& pages) {
     b_ = work.b;
     left_ = work.count;
     stage_ = turn_ = tile_ = end_ = 0;
-    window_ = {};  // if there is one, it is of guesses
+    window_ = pages;
     bit_ = 1u << 31;
     missing_ = 0;
     if (left_ > 0) {
@@ -144,13 +144,13 @@ class Loader {
     return there_ ? page_at<true>(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
   }
 
-  // The first tile on its way to L2. It need not be there yet: what is written to it later is written there.
+  // The first tile's keys on their way to L2. They need not be written yet: what writes them writes them there. Values
+  // too: even.
   __device__ void ask() const {
     if (tile_ == end_) return;
     const int page = next_page();
     if (!there_ || !exists(page)) return;
     keys_.ask(plan_.keys, page, slot_);
-    values_.ask(plan_.values, page, slot_);
   }
 
   // Starts the next tile's copies, or nothing when there is none.

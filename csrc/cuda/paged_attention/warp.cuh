@@ -35,12 +35,24 @@ __global__ void __launch_bounds__(256, 1)
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
-  const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
-  if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
-    wait_for_previous();
-    let_next_begin();
-    return;
+  // Of one sequence: on their way before anything is worked out from them.
+  int64_t early = 0;
+  PageWindow pages;
+  if constexpr (kOne) {
+    asm volatile("ld.global.b64 %0, [%1];" : "=l"(early) : "l"(a.lengths) : "memory");
+    if (S::kWindow && a.block_table != nullptr && a.n <= 32) pages.load(a, 0, 0);
+  }
+  int range, virtual_head;
+  if constexpr (kOne) {
+    range = static_cast<int>(blockIdx.x / plan.heads), virtual_head = static_cast<int>(blockIdx.x % plan.heads);
+  } else {
+    const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
+    range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
+    if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
+      wait_for_previous();
+      let_next_begin();
+      return;
+    }
   }
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
 
@@ -76,9 +88,12 @@ __global__ void __launch_bounds__(256, 1)
   while (true) {
     int64_t lengths[kLengths] = {}, lengths_now[kLengths] = {};
     // Through L1, as all that follows from them: what another warp left there is not newer than this.
-    if (!sure) read_every_32nd(lengths, a.lengths, sequences);
+    if (kOne)
+      lengths[0] = early;
+    else if (!sure)
+      read_every_32nd(lengths, a.lengths, sequences);
     work = work_of(a, plan, range, kOne);
-    loader.begin(work);
+    loader.begin(work, sure ? PageWindow{} : pages);
     const int page = loader.page();
     int page_now = page;
     if constexpr (kOne)
