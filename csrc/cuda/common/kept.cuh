@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <cstdint>
+#include <type_traits>
 
 namespace nybble::cuda {
 
@@ -10,7 +10,8 @@ __device__ __forceinline__ int kept(int v) {
   asm volatile("" : "+r"(v));
   return v;
 }
-__device__ __forceinline__ int64_t kept(int64_t v) {
+template <typename T, std::enable_if_t<sizeof(T) == 8 && std::is_integral_v<T>, int> = 0>
+__device__ __forceinline__ T kept(T v) {
   asm volatile("" : "+l"(v));
   return v;
 }
