@@ -94,6 +94,9 @@ def paged_attention_cases() -> Iterator[Case]:
         # Many, of heads that are read together or apart, bent and not.
         (20, 1, 8, 8, 128, 32, [1, 33, 70, 0, 128] * 4, 0, 0.0, False, ("q8", "q4", "q8/q4")),
         (20, 1, 8, 8, 128, 32, [1, 33, 70, 0, 128] * 4, 40, 9.0, True, ("q8", "q4", "plain")),
+        # So many that parts are few, with two queries; more than lengths are guessed of.
+        (40, 2, 8, 2, 128, 16, [0, 2, 40, 17, 64] * 8, 0, 0.0, False, ("plain", "q4")),
+        (132, 1, 2, 1, 64, 16, [0, 1, 33] * 44, 0, 0.0, False, ("plain", "q8", "q4")),
         (0, 1, 2, 1, 64, 16, [], 0, 0.0, False, ("plain",)),
     ]
     for dtype in DTYPES:

@@ -2,10 +2,17 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 namespace nybble::cuda {
 
 __device__ __forceinline__ int kept(int v) {
   asm volatile("" : "+r"(v));
+  return v;
+}
+template <typename T, std::enable_if_t<sizeof(T) == 8 && std::is_integral_v<T>, int> = 0>
+__device__ __forceinline__ T kept(T v) {
+  asm volatile("" : "+l"(v));
   return v;
 }
 template <typename T>

@@ -6,7 +6,9 @@
 namespace nybble::cuda::paged {
 namespace {
 
-constexpr int kAtOnce = 9;  // parts of a warp; 16 warps: as many as an H200 has multiprocessors
+// Parts of a warp at once; 16 warps: as many as an H200 has multiprocessors. Of many sequences, which have few parts
+// each, there are so many rows that instructions count: a warp takes all 128 channels.
+constexpr int kAtOnce = 9, kAtOnceOfMany = 6;
 
 // The slots of sequence b, one after the other. The whole warp calls it.
 struct Slots {
@@ -30,48 +32,57 @@ __device__ float2 read_two(const float* values, int d, int D) {
   return {values[d], d + 1 < D ? values[d + 1] : 0.0f};
 }
 
-// Grid: rows (kRowsOfBlock a block) x groups of 64 channels.
-template <typename Type, int kWarps, int kRowsOfBlock>
+// Grid: rows (kRowsOfBlock a block) x kGroups groups of 64 channels. Two: heads of 128 channels.
+template <typename Type, int kWarps, int kRowsOfBlock, int kAtOnce, int kGroups>
 __global__ void __launch_bounds__(32 * kWarps * kRowsOfBlock)
     combine_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan, bool rotated) {
   static_assert(kWarps == 1 || kRowsOfBlock == 1, "a barrier of the block is one of the row");
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, D = static_cast<int>(a.D);
-  const int d = static_cast<int>(blockIdx.y) * 64 + 2 * lane;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int D = kGroups == 2 ? 128 : static_cast<int>(a.D);
+  const int d = static_cast<int>(blockIdx.y) * 64 * kGroups + 2 * lane;
   const unsigned row = blockIdx.x * kRowsOfBlock + warp / kWarps;
   const unsigned H = static_cast<unsigned>(a.H), T = static_cast<unsigned>(a.T), group = plan.group;
-  const unsigned h = row % H, t = row / H % T, b = row / H / T;
+  const unsigned b = row / (H * T);
   if (b >= a.B) return;
-  const unsigned stored = h / group * plan.rows + t * group + h % group;
+  unsigned stored = row - b * (H * T);  // and as it is, with one query a sequence
+  if (T > 1) {
+    const unsigned h = stored % H, t = stored / H;
+    stored = h / group * plan.rows + t * group + h % group;
+  }
   // What only kernels before the last one wrote: see wait_for_previous().
   const Slots slots = slots_of(a, plan, b);
   const float* values_at = partial_values(a, slots.first, stored);
   const float2* state_at = partial_state(a, plan, slots.first, stored);
-  const int64_t state_pitch = a.H * a.T, values_pitch = state_pitch * a.D;
+  const int64_t state_pitch = a.H * a.T, values_pitch = state_pitch * D;
   wait_for_previous();
   let_next_begin();
 
-  Sum sum;
+  Sum<kGroups> sum;
+  values_at += warp % kWarps * values_pitch, state_at += warp % kWarps * state_pitch;
   for (int first = warp % kWarps; first < slots.count; first += kAtOnce * kWarps) {
-    float2 state[kAtOnce], values[kAtOnce];
+    float2 state[kAtOnce], values[kGroups][kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const int part = first + i * kWarps;
-      const bool there = part < slots.count;
-      state[i] = there ? state_at[part * state_pitch] : make_float2(-INFINITY, 0.0f);
-      values[i] = there ? read_two(values_at + part * values_pitch, d, D) : make_float2(0.0f, 0.0f);
+      const bool there = first + i * kWarps < slots.count;
+      state[i] = there ? *state_at : make_float2(-INFINITY, 0.0f);
+#pragma unroll
+      for (int j = 0; j < kGroups; ++j)
+        values[j][i] = there ? read_two(values_at, d + 64 * j, D) : make_float2(0.0f, 0.0f);
+      values_at += kWarps * values_pitch, state_at += kWarps * state_pitch;
     }
     sum.add(state, values);
   }
   if constexpr (kWarps > 1) {
+    static_assert(kGroups == 1);
     __shared__ float2 states[kWarps], values[kWarps][32];
-    values[warp][lane] = {sum.value[0], sum.value[1]};
+    values[warp][lane] = {sum.value[0][0], sum.value[0][1]};
     if (lane == 0) states[warp] = {sum.largest, sum.weight};
     __syncthreads();
     if (warp > 0) return;
-    float2 each_state[kWarps], each_values[kWarps];
+    float2 each_state[kWarps], each_values[1][kWarps];
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) each_state[w] = states[w], each_values[w] = values[w][lane];
-    sum = Sum{};
+    for (int w = 0; w < kWarps; ++w) each_state[w] = states[w], each_values[0][w] = values[w][lane];
+    sum = {};
     sum.add(each_state, each_values);
   }
   sum.write(static_cast<Type*>(a.o) + static_cast<int64_t>(row) * a.D, d, D, rotated);
@@ -86,14 +97,15 @@ Status combine(const PagedAttentionArgs& a, const Plan& plan, bool rotated, Stre
   const int64_t parts = a.invariant ? plan.ranges : plan.ranges / a.B + 2;
   return with_type(a.dtype, [&](auto type) {
     using Type = typename decltype(type)::type;
-    const auto start = [&](auto kernel, int warps, int rows_of_block) {
+    const auto start = [&](auto kernel, int warps, int rows_of_block, int groups) {
       const dim3 grid(static_cast<unsigned>((rows + rows_of_block - 1) / rows_of_block),
-                      static_cast<unsigned>((a.D + 63) / 64));
+                      static_cast<unsigned>((a.D + 64 * groups - 1) / (64 * groups)));
       return launch(kernel, grid, dim3(32 * warps * rows_of_block), 0, stream, gpu().sm >= 90, a, plan, rotated);
     };
-    return parts > 4 * kAtOnce ? start(combine_kernel<Type, 16, 1>, 16, 1)
-           : parts > kAtOnce   ? start(combine_kernel<Type, 4, 1>, 4, 1)
-                               : start(combine_kernel<Type, 1, 4>, 1, 4);
+    if (parts > 4 * kAtOnce) return start(combine_kernel<Type, 16, 1, kAtOnce, 1>, 16, 1, 1);
+    if (parts > kAtOnce) return start(combine_kernel<Type, 4, 1, kAtOnce, 1>, 4, 1, 1);
+    if (a.D == 128) return start(combine_kernel<Type, 1, 4, kAtOnceOfMany, 2>, 1, 4, 2);
+    return start(combine_kernel<Type, 1, 4, kAtOnce, 1>, 1, 4, 1);
   });
 }
 

@@ -6,6 +6,7 @@
 // That it is the last it knows by counting. Scratch holds anything at first: a counter that does not bear the mark of
 // this call, 56 bits which chance does not bring about, is begun anew by whoever comes first.
 #pragma once
+#include "cuda/common/kept.cuh"
 #include "cuda/paged_attention/plan.cuh"
 #include "cuda/paged_attention/sum.cuh"
 
@@ -33,12 +34,14 @@ __device__ inline unsigned long long add_in_order(unsigned long long* count) {
   return before;
 }
 
-// kTurn: channels that every other pair of rows is turned by in shared memory, so that a warp's writes do not collide.
-template <int D, int kTurn>
+// kOne: one sequence. What is long after the last value has come is short: each instruction is fetched to be used once.
+template <typename ValueStorage, int D, bool kOne>
 class Join {
  public:
   static constexpr int kAtOnce = kRows / 2;  // rows for which there is room
   static constexpr int kBytes = kAtOnce * D * 4;
+  // Channels that every other pair of rows is turned by in shared memory, so that a warp's writes do not collide.
+  static constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
 
   // `room`: the first warp's kBytes, the others' follow. `states`: of each warp and row.
   __device__ Join(const PagedAttentionArgs& a, const Plan& plan, int virtual_head, char* room, float2 (*states)[kRows])
@@ -58,8 +61,9 @@ class Join {
       seen_[i] =
           *static_cast<volatile unsigned long long*>(counter(b, static_cast<int>(threadIdx.x) / 32 + i * kWarps));
   }
-  // Before end().
-  __device__ void begin(const Part& part) const {
+  // Before end(), and before what is copied has come.
+  __device__ void begin(const Part& part) {
+    if constexpr (kOne) place_ = place_of(part, static_cast<int>(threadIdx.x) / 32).kept_whole();
     if (part.count == 1 || threadIdx.x % 32 != 0) return;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i)
@@ -67,38 +71,38 @@ class Join {
         atomicCAS(counter(part.b, static_cast<int>(threadIdx.x) / 32 + i * kWarps), seen_[i], plan_.mark);
   }
 
-  // All warps, each with its share. `values(c, k, high)`: of row 2t + c, at channel(k, high).
-  template <typename Channel, typename Values>
-  __device__ void end(const Part& part, const float2 (&state)[2], bool rotated, Channel channel, Values values) const {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, t = lane % 4;
+  // All warps, each with its share. `values(c, k, high)`: of row 2t + c, in row g + 8 high of product k.
+  template <typename Values>
+  __device__ void end(const Part& part, const float2 (&state)[2], Values values) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     __syncwarp();
     for (int r0 = 0; r0 < rows_; r0 += kAtOnce) {
       const bool now = 2 * t / kAtOnce == r0 / kAtOnce;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        float* row = room_ + (warp * kAtOnce + 2 * t + c - r0) * D;
-        const int turn = t % 2 * kTurn;
+      for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int k = 0; k < D / 16; ++k)
+        for (int high = 0; high < 2; ++high) {
+          float* to = room_ + (warp * kAtOnce + 2 * t + c - r0) * D +
+                      (ValueStorage::channel_of_value(0, g, high) ^ t % 2 * kTurn);
 #pragma unroll
-          for (int high = 0; high < 2; ++high) {
+          for (int k = 0; k < D / 16; ++k) {
             const float value = values(c, k, high);
-            if (now) row[channel(k, high) ^ turn] = value;
+            if (now) to[ValueStorage::channel_of_value(k, 0, 0)] = value;
           }
-        if (now && lane < 4) states_[warp][2 * t + c] = state[c];
-      }
+        }
+      if (now && lane < 4) states_[warp][2 * t] = state[0], states_[warp][2 * t + 1] = state[1];
       __syncthreads();
       for (int kind = r0 * kGroups + warp; kind < min(rows_, r0 + kAtOnce) * kGroups; kind += kWarps) {
         const int row = kind / kGroups, d = kind % kGroups * 64 + 2 * lane;
-        Sum sum = of_block(row, row - r0, d);
+        const Place place = kOne && kind == warp ? place_ : place_of(part, kind);
+        Sum<> sum = of_block(row, row - r0, d);
         if (part.count > 1) {
-          const Pieces pieces = pieces_of(part, part.mine, kind);
-          pieces.values[lane] = {sum.value[0], sum.value[1]};
-          if (lane == 0) *pieces.states = {sum.largest, sum.weight};
-          if (!is_last(part, kind)) continue;
-          sum = of_all(part, kind);
+          place.values[0] = {sum.value[0][0], sum.value[0][1]};
+          if (lane == 0) *place.state = {sum.largest, sum.weight};
+          if (!is_last(part, place.count)) continue;
+          sum = of_all(part, place);
         }
-        write(sum, part.b, row, d, rotated);
+        write(sum, place.out, d, ValueStorage::kScaled);
       }
       __syncthreads();
     }
@@ -109,7 +113,7 @@ class Join {
     for (int64_t b = threadIdx.x / 32; b < a_.B; b += kWarps) {
       if (count_of(a_, plan_, b) > 0) continue;
       for (int kind = 0; kind < rows_ * kGroups; ++kind)
-        write(Sum{}, b, kind / kGroups, kind % kGroups * 64 + 2 * static_cast<int>(threadIdx.x % 32), false);
+        write(Sum<>{}, out_of(b, kind), kind % kGroups * 64 + 2 * static_cast<int>(threadIdx.x % 32), false);
     }
   }
 
@@ -119,67 +123,76 @@ class Join {
   __device__ unsigned long long* counter(int64_t b, int kind) const {
     return static_cast<unsigned long long*>(a_.scratch) + (b * plan_.heads + virtual_head_) * kKinds + kind;
   }
-  // From a range's on.
-  struct Pieces {
-    float2 *states, *values;  // 32 values each
+  // Where a piece lies, a lane's part of it, what counts its kind, where its answer goes.
+  struct Place {
+    float2 *state, *values;  // 32 values each
+    unsigned long long* count;
+    int64_t out;
+    __device__ Place kept_whole() const {
+      return {const_cast<float2*>(kept(state)), const_cast<float2*>(kept(values)),
+              const_cast<unsigned long long*>(kept(count)), kept(out)};
+    }
   };
-  __device__ Pieces pieces_of(const Part& part, int range, int kind) const {
+  __device__ Place place_of(const Part& part, int kind) const {
     const int kinds = plan_.heads * kKinds, slots = plan_.blocks + static_cast<int>(a_.B);
-    const int64_t at = static_cast<int64_t>(virtual_head_ * kKinds + kind) * slots + range + part.b;
+    const int64_t at = static_cast<int64_t>(virtual_head_ * kKinds + kind) * slots + part.mine + part.b;
     float2* states = static_cast<float2*>(a_.scratch) + a_.B * kinds;  // a counter has the size of a state
-    return {states + at, states + static_cast<int64_t>(kinds) * slots + at * 32};
+    float2* values = states + static_cast<int64_t>(kinds) * slots + at * 32 + threadIdx.x % 32;
+    return {states + at, values, counter(part.b, kind), out_of(part.b, kind)};
+  }
+  // In `o`, where the row of a kind begins.
+  __device__ int64_t out_of(int64_t b, int kind) const {
+    const int r = first_row_ + kind / kGroups, t = r / plan_.group, h = head_ * plan_.group + r - t * plan_.group;
+    return ((b * a_.T + t) * a_.H + h) * D;
   }
 
-  __device__ Sum of_block(int row, int row_of_room, int d) const {
+  __device__ Sum<> of_block(int row, int row_of_room, int d) const {
     const int lane = threadIdx.x % 32;
     const float2 state = states_[lane % kWarps][row];
     const float* from = room_ + row_of_room * D + (d ^ row / 2 % 2 * kTurn);
-    float2 values[kWarps];
+    float2 values[1][kWarps];
 #pragma unroll
     for (int w = 0; w < kWarps; ++w)
-      values[w] = d < D ? *reinterpret_cast<const float2*>(from + w * kAtOnce * D) : make_float2(0.0f, 0.0f);
-    Sum sum;
+      values[0][w] = d < D ? *reinterpret_cast<const float2*>(from + w * kAtOnce * D) : make_float2(0.0f, 0.0f);
+    Sum<> sum;
     sum.add_spread(state, values);
     return sum;
   }
 
   // Whether this warp is the last of those that count; if so, it sees what they wrote, and the count begins anew.
-  __device__ bool is_last(const Part& part, int kind) const {
+  __device__ bool is_last(const Part& part, unsigned long long* count) const {
     bool last = false;
     __syncwarp();
     if (threadIdx.x % 32 == 0) {
-      unsigned long long* count = counter(part.b, kind);
       last = add_in_order(count) == plan_.mark + part.count - 1;
       if (last) *count = plan_.mark;
     }
     return __shfl_sync(0xffffffffu, last, 0);
   }
 
-  __device__ Sum of_all(const Part& part, int kind) const {
+  __device__ Sum<> of_all(const Part& part, const Place& mine) const {
     constexpr int kSome = 16;
-    const Pieces pieces = pieces_of(part, part.first, kind);
+    const float2 *states = mine.state - (part.mine - part.first), *all = mine.values - (part.mine - part.first) * 32;
     const int lane = threadIdx.x % 32;
-    Sum sum;
+    Sum<> sum;
     for (int first = 0; first < part.count; first += kSome) {
       const int some = min(kSome, part.count - first);
       const int l = lane % kSome;
-      const float2 state = l < some ? __ldcg(pieces.states + first + l) : make_float2(-INFINITY, 0.0f);
-      const float2* from = pieces.values + first * 32 + lane;
-      float2 values[kSome];
+      const float2 state = l < some ? __ldcg(states + first + l) : make_float2(-INFINITY, 0.0f);
+      const float2* from = all + first * 32;
+      float2 values[1][kSome];
 #pragma unroll
-      for (int i = 0; i < kSome; ++i) values[i] = i < some ? __ldcg(from + i * 32) : make_float2(0.0f, 0.0f);
+      for (int i = 0; i < kSome; ++i) values[0][i] = i < some ? __ldcg(from + i * 32) : make_float2(0.0f, 0.0f);
       sum.add_spread(state, values);
     }
     return sum;
   }
 
-  __device__ void write(const Sum& sum, int64_t b, int row, int d, bool rotated) const {
-    const int r = first_row_ + row, t = r / plan_.group, h = head_ * plan_.group + r % plan_.group;
-    const int64_t at = ((b * a_.T + t) * a_.H + h) * D;
+  __device__ void write(const Sum<>& sum, int64_t out, int d, bool rotated) const {
     if (a_.dtype == DType::bf16)
-      sum.write(static_cast<__nv_bfloat16*>(a_.o) + at, d, D, rotated);
+      sum.write(static_cast<__nv_bfloat16*>(a_.o) + out, d, D, rotated);
     else
-      sum.write(static_cast<__half*>(a_.o) + at, d, D, rotated);
+      sum.write(static_cast<__half*>(a_.o) + out, d, D, rotated);
   }
 
   const PagedAttentionArgs& a_;
@@ -188,6 +201,7 @@ class Join {
   float* const room_;
   float2 (*const states_)[kRows];
   unsigned long long seen_[kGroups] = {};
+  Place place_;  // of kOne, the warp's first kind
 };
 
 }  // namespace nybble::cuda::paged

@@ -1,6 +1,7 @@
 // Keys and values on their way to shared memory: the sizes of a ring of stages, and who copies what into it.
 #pragma once
 #include "cuda/common/async_copy.cuh"
+#include "cuda/common/wide.cuh"
 #include "cuda/paged_attention/plan.cuh"
 #include "cuda/paged_attention/storage.cuh"
 
@@ -58,6 +59,14 @@ class Source {
     scales_ = static_cast<const char*>(kv.scales) + scales_head * reach.scales_head * Tile::kScaleBytes;
   }
 
+  // A token's row on its way to L2, for a warp on its own.
+  __device__ void ask(const Reach& reach, int page, int slot) const {
+    static_assert(kTeam == 1 && kSteady);
+    const unsigned at = page * reach.page + slot * reach.slot;
+#pragma unroll
+    for (int i = 0; i < kUnits * 16; i += 128)
+      prefetch(data_ + (static_cast<int64_t>(at) - threadIdx.x % kUnits) * 16 + i);
+  }
   // `page`, `slot`: of the token that this lane stands for; not `there`: zeros.
   __device__ void copy(const Reach& reach, int page, int slot, bool there, unsigned to) const {
     constexpr unsigned kAbsent = ~0u;
@@ -100,7 +109,7 @@ class Source {
 // Fills stages with tiles, one after the other, across sequences. A team's warps fill them together, each its share of
 // every head's stage: a tile may be used when `full` says that all have arrived, a stage filled again when `empty` says
 // that all have done with it. A warp on its own needs no barriers.
-template <typename S, int kTeam, bool kGuess, bool kOne>
+template <typename S, int kTeam, bool kOne>
 class Loader {
  public:
   // `ring`: this warp's stages; `barriers`: of the team.
@@ -113,18 +122,18 @@ class Loader {
         ring_(ring - member_ * S::kRing),
         barriers_(barriers) {}
 
-  // Before the first tile.
-  __device__ void begin(const Work& work) {
+  // Before the first tile. `pages`: some, perhaps guesses.
+  __device__ void begin(const Work& work, const PageWindow& pages) {
     b_ = work.b;
     left_ = work.count;
     stage_ = turn_ = tile_ = end_ = 0;
-    window_ = {};  // if there is one, it is of guesses
+    window_ = pages;
     bit_ = 1u << 31;
     missing_ = 0;
     if (left_ > 0) {
       next_length_ = a_.lengths[b_];
       enter(work.tile);
-      find_tile();
+      find_tile<true>();
     }
   }
   // What this lane knows of the block table, and what it would know now.
@@ -132,17 +141,24 @@ class Loader {
   __device__ int read_page() const {
     if (tile_ == end_ || a_.block_table == nullptr) return page();
     if constexpr (S::kWindow) return window_.read(a_);
-    return there_ ? page_at(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
+    return there_ ? page_at<true>(page_of(a_, plan_, tile_ * S::kTokens + static_cast<int>(threadIdx.x % 32))) : page_;
+  }
+
+  // The first tile's keys on their way to L2. They need not be written yet: what writes them writes them there. Values
+  // too: even.
+  __device__ void ask() const {
+    if (tile_ == end_) return;
+    const int page = next_page();
+    if (!there_ || !exists(page)) return;
+    keys_.ask(plan_.keys, page, slot_);
   }
 
   // Starts the next tile's copies, or nothing when there is none.
   __device__ void next() {
     if (tile_ < end_) {
       if (kTeam > 1 && turn_ > 0) wait_for_phase(empty(stage_), (turn_ - 1) & 1);
-      int page = page_;
-      if constexpr (S::kWindow)
-        if (a_.block_table != nullptr) page = __shfl_sync(0xffffffffu, window_.page, page_ - window_.first);
-      const bool there = there_ && static_cast<unsigned>(page) < static_cast<unsigned>(a_.P);
+      const int page = next_page();
+      const bool there = there_ && exists(page);
       if (there != there_) missing_ |= bit_;
       const unsigned to = ring_ + stage_ * S::kStage;
       keys_.copy(plan_.keys, page, slot_, there, to);
@@ -150,7 +166,7 @@ class Loader {
       if (kTeam > 1) arrive_after_copies(full(stage_));
       if (++stage_ == S::kStages) stage_ = 0, ++turn_;
       ++tile_;
-      find_tile();
+      find_tile<false>();
     }
     if (kTeam == 1) commit_copies();
   }
@@ -180,6 +196,14 @@ class Loader {
   __device__ unsigned full(int stage) const { return barriers_ + stage * 8; }
   __device__ unsigned empty(int stage) const { return barriers_ + (S::kStages + stage) * 8; }
 
+  // Of the next tile's token that this lane stands for.
+  __device__ int next_page() const {
+    if constexpr (S::kWindow)
+      if (a_.block_table != nullptr) return __shfl_sync(0xffffffffu, window_.page, page_ - window_.first);
+    return page_;
+  }
+  __device__ bool exists(int page) const { return static_cast<unsigned>(page) < static_cast<unsigned>(a_.P); }
+
   // At the next sequence, all but so many of its tiles.
   __device__ void enter(int skip) {
     length_ = clamped(plan_, next_length_);
@@ -195,21 +219,25 @@ class Loader {
     pages_ = a_.block_table + b_ * a_.block_table_stride;
   }
 
+  template <bool kPastL1>
   __device__ void find_tile() {
     while (!kOne && tile_ == end_ && left_ > 0 && b_ + 1 < a_.B) {
       ++b_;
       enter(0);
     }
-    if (tile_ < end_) find_page();
+    if (tile_ < end_) find_page<kPastL1>();
   }
 
+  // What may be a guess is not left in L1, where what is read again would find it.
+  template <bool kPastL1>
   __device__ int page_at(int i) const {
     const int32_t* page = pages_ + i;
-    if constexpr (kGuess) return *static_cast<const volatile int32_t*>(page);
+    if constexpr (kPastL1) return *static_cast<const volatile int32_t*>(page);
     return *page;
   }
 
   // Where the next tile's tokens are, one a lane. Pages are asked for a tile before they are needed.
+  template <bool kPastL1>
   __device__ void find_page() {
     const int lane = threadIdx.x % 32, token = tile_ * S::kTokens + lane;
     there_ = lane < S::kTokens && token < length_ && token >= seen_;
@@ -223,7 +251,7 @@ class Loader {
       if (window_.b != b_ || first < window_.first || last > window_.first + 31) window_.load(a_, b_, first);
       page_ = i;  // its place in the row, for now
     } else if (there_) {
-      page_ = page_at(i);
+      page_ = page_at<kPastL1>(i);
     }
     slot_ = token - i * static_cast<int>(a_.page);
   }

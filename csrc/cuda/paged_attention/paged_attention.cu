@@ -53,10 +53,12 @@ Reach reach_of(const PagedAttentionArgs& a, const KvPages& kv) {
 // Blocks of a head, where a range is a block's: what adding up by a second kernel takes is saved, but the warps of a
 // block wait for each other at every sequence's end. 0: ranges for warps. H200, us, 8 KV heads, this and that way:
 // float16 1 x 4096 10.3, 12.1; 16 x 4096 64, 71; 8 x 32768 247, 245; 4-bit codes 1 x 4096 9.6, 11.9; 8 x
-// 4096 25.1, 24.6.
+// 4096 25.1, 24.6. Of one sequence, 8-bit codes 1 x 16384 14.7, 16.2; 1 x 65536 38.7, 40.6; 4-bit codes 14.3, 15.9;
+// 31.5, 29.8.
 int blocks_of_head(const PagedAttentionArgs& a, const Plan& plan, const Kernel& kernel) {
   if (a.invariant || a.D > 128 || plan.warps != kShare || kernel.launch == plain_kernel(a).launch) return 0;
-  if (a.B > 16 || (is_code(a.keys.kind) && a.B * a.n * a.page > 8192)) return 0;
+  const int64_t room = a.B > 1 ? 8192 : a.keys.kind == KvKind::q8 ? 65536 : 16384;  // tokens of codes
+  if (a.B > 16 || (is_code(a.keys.kind) && a.B * a.n * a.page > room)) return 0;
   const int blocks = gpu().processors / plan.heads < kMostBlocks ? gpu().processors / plan.heads : kMostBlocks;
   return 4 * blocks * plan.heads >= 3 * gpu().processors ? blocks : 0;
 }

@@ -84,7 +84,8 @@ struct Cuts {
   __device__ int begin(int range) const { return range * size + min(range, larger); }
   __device__ int range_of(int tile) const {
     const int edge = larger * (size + 1);
-    return tile < edge ? tile / (size + 1) : larger + (tile - edge) / size;
+    const bool before = tile < edge;  // one division, not two
+    return (before ? 0 : larger) + (before ? tile : tile - edge) / (before ? size + 1 : size);
   }
 };
 

@@ -12,26 +12,47 @@
 
 namespace nybble::cuda::paged {
 
+// Of `count` lengths those of a lane; of one, every lane has it.
+template <typename Length, int kLengths>
+__device__ inline void read_every_32nd(int64_t (&to)[kLengths], Length* lengths, int64_t count) {
+#pragma unroll
+  for (int i = 0; i < kLengths; ++i) {
+    const int b = kLengths == 1 ? 0 : static_cast<int>(threadIdx.x % 32) + 32 * i;
+    to[i] = b < count ? lengths[b] : 0;
+  }
+}
+
 template <typename S, typename KeyStorage, typename ValueStorage, int kTeam, bool kJoins, bool kOne, bool kBent>
 __global__ void __launch_bounds__(256, 1)
     paged_attention_kernel(const __grid_constant__ PagedAttentionArgs a, const __grid_constant__ Plan plan) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) char shared[];
   constexpr int D = S::D, kHalves = S::kTokens / 16;
-  // Begins before the last kernel has ended, where that is worth its instructions: of codes, in short work.
-  constexpr bool kGuess = (S::kWindow || kJoins) && kTeam == 1;
   constexpr bool kAhead = S::kAhead && !kJoins;
   constexpr bool kHolds = (S::kWindow || kTeam > 1) && D <= 128;  // there are registers for the next sequence's queries
+  constexpr bool kEarly = S::kWindow || D <= 128;                 // and for the first one's while a guess is tried
   using T = typename KeyStorage::T;
   // Weights times scales stay in the range of halves: of 8-bit codes a scale is up to 512, of 4-bit ones up to 8192.
   constexpr float kLift = ValueStorage::kScaled ? 3.0f : 0.0f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
-  const int range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
-  if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
-    wait_for_previous();
-    let_next_begin();
-    return;
+  // Of one sequence: on their way before anything is worked out from them.
+  int64_t early = 0;
+  PageWindow pages;
+  if constexpr (kOne) {
+    asm volatile("ld.global.b64 %0, [%1];" : "=l"(early) : "l"(a.lengths) : "memory");
+    if (S::kWindow && a.block_table != nullptr && a.n <= 32) pages.load(a, 0, 0);
+  }
+  int range, virtual_head;
+  if constexpr (kOne) {
+    range = static_cast<int>(blockIdx.x / plan.heads), virtual_head = static_cast<int>(blockIdx.x % plan.heads);
+  } else {
+    const int64_t worker = kJoins ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * plan.warps + warp;
+    range = static_cast<int>(worker / plan.heads), virtual_head = static_cast<int>(worker % plan.heads);
+    if (range >= (a.invariant ? plan.ranges * a.B : plan.ranges)) {
+      wait_for_previous();
+      let_next_begin();
+      return;
+    }
   }
   const int head = virtual_head / plan.blocks_of_head, first_row = virtual_head % plan.blocks_of_head * kRows;
 
@@ -43,59 +64,72 @@ __global__ void __launch_bounds__(256, 1)
       init_barrier(shared_address(barriers + threadIdx.x), threadIdx.x < S::kStages ? 32 * kTeam : kTeam);
     __syncthreads();
   }
-  Loader<S, kTeam, kGuess, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
+  Loader<S, kTeam, kOne> loader(a, plan, head, shared_address(ring), shared_address(barriers));
   __shared__ float2 states[kShare][kRows];
-  constexpr int kTurn = ValueStorage::kUnit == 8 ? 8 : 0;
-  static_assert(S::kQuery >= Join<D, kTurn>::kBytes, "what warps add up takes the room of queries");
-  Join<D, kTurn> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
+  static_assert(S::kQuery >= Join<ValueStorage, D, kOne>::kBytes, "what warps add up takes the room of queries");
+  Join<ValueStorage, D, kOne> join(a, plan, virtual_head, shared + plan.warps * S::kRing, states);
   RawQueries<D> raw;
-  constexpr int kFirst = kGuess ? 1 : S::kStages - 1;  // tiles asked for before the queries are laid out
+  // Tiles asked for before what was guessed is known to be so; a team's barriers would not take it back.
+  constexpr int kFirst = kTeam == 1 ? 1 : 0;
   int more = S::kStages - 1 - kFirst;
   Work work{};
   int64_t known = 0;  // the next sequence's length
   // Lengths and pages are guessed to be what they are before the last kernel has ended, and read again after.
   const int64_t sequences = kOne ? 1 : a.B;
-  bool sure = !kGuess || sequences > 32;
+  constexpr int kLengths = kOne ? 1 : 4;  // of a lane, every 32nd
+  bool sure = sequences > 32 * kLengths;
   if (sure) {
     wait_for_previous();
     let_next_begin();
     // The block table on its way while the lengths are.
     if (a.block_table != nullptr && a.B * a.block_table_stride <= 1024 && lane * 32 < a.B * a.block_table_stride)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.block_table + lane * 32));
+      prefetch(a.block_table + lane * 32);
   }
   while (true) {
-    int64_t length = 0, length_now = 0;
-    if (!sure && (kOne || lane < sequences)) length = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+    int64_t lengths[kLengths] = {}, lengths_now[kLengths] = {};
+    // Through L1, as all that follows from them: what another warp left there is not newer than this.
+    if (kOne)
+      lengths[0] = early;
+    else if (!sure)
+      read_every_32nd(lengths, a.lengths, sequences);
     work = work_of(a, plan, range, kOne);
-    loader.begin(work);
+    loader.begin(work, sure ? PageWindow{} : pages);
     const int page = loader.page();
     int page_now = page;
+    if constexpr (kOne)
+      if (!sure) loader.ask();
     QueryRows rows(a, plan, work.b, head, first_row);
     if constexpr (kOne) rows.keep();
     if (!sure) {
       wait_for_previous();
-      let_next_begin();
-      if (kOne || lane < sequences) length_now = static_cast<const volatile int64_t*>(a.lengths)[kOne ? 0 : lane];
+      if (!kOne) let_next_begin();
+      read_every_32nd(lengths_now, static_cast<const volatile int64_t*>(a.lengths), sequences);
       page_now = loader.read_page();
     }
     // Asked for before keys and values, behind which they would wait.
-    known = kOne && !sure ? length_now : a.lengths[work.b];
-    if constexpr (kGuess || kHolds) raw.load(rows, plan, first_row);
+    known = kOne && !sure ? lengths_now[0] : a.lengths[work.b];
+    if constexpr (kEarly) raw.load(rows, plan, first_row);
     if constexpr (kJoins) join.ask(work.b);
 #pragma unroll 1
     for (int i = 0; i < kFirst; ++i) loader.next();
-    if (sure || __all_sync(0xffffffffu, length_now == length && page_now == page)) break;
+    bool same = page_now == page;
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) same = same && lengths_now[i] == lengths[i];
+    if (sure || __all_sync(0xffffffffu, same)) break;
     wait_for_copies<0>();
     __threadfence();
     sure = true;
   }
+  // What lays queries out is long where they are rotated.
+  if constexpr (KeyStorage::kScaled && !kJoins)
+    for (; more > 0; --more) loader.next();
 
   const Places<S> places;
   static_assert(S::Keys::kBytes % S::Values::kAligned == 0 && S::kStage % S::Keys::kAligned == 0 &&
                     S::kStage % S::Values::kAligned == 0,
                 "tiles begin where places of units may be exchanged");
   int stage = 0, turn = 0;
-  bool asked = kGuess || kHolds;
+  bool asked = kEarly;
   unsigned bit = 1;
   int before = work.cuts.begin(range) - work.tile;  // tiles of the sequences before work.b
   for (int left = work.count; left > 0; ++work.b, work.tile = 0) {
@@ -155,6 +189,7 @@ __global__ void __launch_bounds__(256, 1)
     for (int tile = begin; tile < end; ++tile) {
       if constexpr (!kAhead) {
         loader.wait(stage, turn);
+        if (kOne && tile + 1 == end) let_next_begin();
         find(stage);
       }
       loader.next();  // into the stage of the tile before, which every lane has left; meanwhile the products are made
@@ -241,10 +276,7 @@ __global__ void __launch_bounds__(256, 1)
       for (int offset = 4; offset < 32; offset *= 2) weight[c] += __shfl_xor_sync(0xffffffffu, weight[c], offset);
     const float2 state[2] = {{largest[0] - kLift, weight[0] + spoilt}, {largest[1] - kLift, weight[1] + spoilt}};
     if constexpr (kJoins) {
-      join.end(
-          part, state, ValueStorage::kScaled,
-          [&](int k, int high) { return ValueStorage::channel_of_value(k, g, high); },
-          [&](int c, int k, int high) { return sums.get(k, c, high); });
+      join.end(part, state, [&](int c, int k, int high) { return sums.get(k, c, high); });
     } else {
       const int64_t slot = slot_of(a, range, work.b), row0 = static_cast<int64_t>(head) * plan.rows + first_row;
 #pragma unroll
