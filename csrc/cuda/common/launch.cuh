@@ -2,6 +2,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "cuda/common/older.cuh"
 #include "ops/problem.h"
 
@@ -43,15 +45,10 @@ __device__ inline void let_next_begin() {
 #endif
 }
 
-// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory.
-template <typename... Parameters, typename... Arguments>
-Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
-                       bool early, Arguments... arguments) {
-#ifdef __HIP__
-  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
-  kernel<<<grid, block, shared, native(stream)>>>(Parameters(arguments)...);
-  return launched();
-#else
+#ifndef __HIP__
+// What every launch has in common, whatever the kernel takes: compiled once a unit.
+inline Status launch_kernel(const void* kernel, dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                            bool early, void** arguments) {
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
   if (early) {
@@ -71,13 +68,29 @@ Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, di
   config.stream = native(stream);
   config.attrs = attributes;
   config.numAttrs = count;
-  return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+  return status(cudaLaunchKernelExC(&config, kernel, arguments));
+}
+#endif
+
+// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory. The
+// arguments become what the kernel takes.
+template <typename... Parameters>
+Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                       bool early, const std::common_type_t<Parameters>&... arguments) {
+#ifdef __HIP__
+  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
+  kernel<<<grid, block, shared, native(stream)>>>(arguments...);
+  return launched();
+#else
+  const void* all[] = {&arguments...};
+  return launch_kernel(reinterpret_cast<const void*>(kernel), grid, cluster, block, shared, stream, early,
+                       const_cast<void**>(all));
 #endif
 }
 
-template <typename... Parameters, typename... Arguments>
+template <typename... Parameters>
 Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream, bool early,
-              Arguments... arguments) {
+              const std::common_type_t<Parameters>&... arguments) {
   return launch_clusters(kernel, grid, 1, block, shared, stream, early, arguments...);
 }
 
