@@ -81,7 +81,7 @@ const float* as_floats(const MatmulArgs& a, int64_t* stride) {
     return static_cast<const float*>(a.x);
   }
   *stride = ceil_div(a.K, 16) * 16;
-  auto* floats = static_cast<float*>(thread_scratch(Slot::matmul, a.M * *stride * 4));
+  auto* floats = static_cast<float*>(thread_scratch(Slot::matmul, larger(4, a.M * *stride * 4)));
   if (floats == nullptr) return nullptr;
   with_type(a.x_dtype, [&](auto t) {
     const auto* x = static_cast<const decltype(t)*>(a.x);

@@ -113,24 +113,26 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(
     }
     stage = (stage + 1) % kStages;
   }
+  const int64_t mine = m0 + wm + lane / 4;  // my first row, of every eighth
+  float x_scale[2 * kRows];
 #pragma unroll
-  for (int i = 0; i < kRows; ++i)
+  for (int i = 0; i < 2 * kRows; ++i) x_scale[i] = mine + 8 * i < a.M ? a.x_scale[mine + 8 * i] : 0.0f;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t m = m0 + wm + i * 16 + half * 8 + lane / 4;
-      if (m >= a.M) continue;
-      const float x_scale = a.x_scale[m];
+  for (int j = 0; j < 8; ++j) {
+    const int64_t n = n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2;
+    if (n >= a.N) continue;
+    const float w_scale = a.w_scale[n], bias = a.bias ? a.bias[n] : 0.0f;
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int64_t n = n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2;
-        const int all = sum[i][j / 2][half * 2 + j % 2];
-        if (n >= a.N) continue;
-        if (gridDim.y > 1)
-          a.scratch[(blockIdx.y * a.M + m) * a.N + n] = all;
-        else
-          put(a, m, n, result(a, all, x_scale, n));
-      }
+    for (int i = 0; i < 2 * kRows; ++i) {
+      const int64_t m = mine + 8 * i;
+      if (m >= a.M) break;
+      const int all = sum[i / 2][j / 2][i % 2 * 2 + j % 2];
+      if (gridDim.y > 1)
+        a.scratch[(blockIdx.y * a.M + m) * a.N + n] = all;
+      else
+        put(a, m, n, result(a, all, x_scale[i], w_scale, bias));
     }
+  }
 }
 
 // Adds up what the shares of K left in a.scratch, a thread an element.
@@ -140,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Int8MatmulArgs a,   // a
   if (n >= a.N) return;
   int all = 0;
   for (unsigned s = 0; s < shares; ++s) all += a.scratch[(s * a.M + m) * a.N + n];
-  put(a, m, n, result(a, all, a.x_scale[m], n));
+  put(a, m, n, result(a, all, a.x_scale[m], a.w_scale[n], a.bias ? a.bias[n] : 0.0f));
 }
 
 int rows_of_tile(const Int8MatmulArgs& a) { return a.M <= 64 ? 64 : 128; }

@@ -18,20 +18,23 @@ constexpr int kTile = 64, kDepth = 16, kThreads = 256, kMine = 4;
 constexpr int kShare = 8, kLoaders = kTile * kDepth / kShare;
 static_assert(2 * kLoaders == kThreads, "every thread loads once");
 
-template <typename T, bool kWhole>
-__device__ inline void fetch(const T* row, int64_t k, int64_t K, float (&v)[kShare]) {
-  if constexpr (kWhole) {  // K is a multiple of kShare
+// `whole`: K is a multiple of kShare, and every row may be read so many numbers at a time.
+__device__ inline void fetch(const void* row, DType type, int64_t k, int64_t K, bool whole, float (&v)[kShare]) {
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) v[j] = 0.0f;
-    if (k < K) load(row + k, v);
-  } else {
+  for (int j = 0; j < kShare; ++j) v[j] = 0.0f;
+  if (k >= K) return;
+  if (whole) return load(row, type, k, v);
+  on_type(type, [&](auto tag) {
+    const auto* numbers = static_cast<const typename decltype(tag)::type*>(row) + k;
 #pragma unroll
-    for (int j = 0; j < kShare; ++j) v[j] = k + j < K ? to_float(row[k + j]) : 0.0f;
-  }
+    for (int j = 0; j < kShare; ++j)
+      if (k + j < K) v[j] = to_float(numbers[j]);
+  });
 }
 
-template <typename T, typename W, bool kWhole>
+// One kernel for all types: between two pieces it has 256 multiply-adds to do, which the choice hides behind.
 __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        // as ops/matmul.h says
+                                                         bool whole,          // as in fetch
                                                          unsigned tiles_m) {  // tiles along M, next to each other
   // A row of 4 more: the four rows that a warp writes at once then lie in other banks.
   __shared__ __align__(16) float piece[2][kDepth][kTile + 4];  // x, weight
@@ -44,15 +47,11 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        //
   // Beyond the last row the last one is read again, and nothing is written.
   const int side = t / kLoaders, line = t % kLoaders / 2, from = t % 2 * kShare;
   const int64_t m = m0 + line < a.M ? m0 + line : a.M - 1, n = n0 + line < a.N ? n0 + line : a.N - 1;
-  const T* x = static_cast<const T*>(a.x) + m * a.x_stride;
-  const W* weight = static_cast<const W*>(a.weight) + n * a.K;
+  const char* row = side == 0 ? static_cast<const char*>(a.x) + m * a.x_stride * size_of(a.x_dtype)
+                              : static_cast<const char*>(a.weight) + n * a.K * size_of(a.w_dtype);
+  const DType type = side == 0 ? a.x_dtype : a.w_dtype;
   float next[kShare];
-  const auto fetch_next = [&](int64_t k) {
-    if (side == 0)
-      fetch<T, kWhole>(x, k + from, a.K, next);
-    else
-      fetch<W, kWhole>(weight, k + from, a.K, next);
-  };
+  const auto fetch_next = [&](int64_t k) { fetch(row, type, k + from, a.K, whole, next); };
 
   const int i = t / 16 * kMine, j = t % 16 * kMine;  // my results in the tile
   float sum[kMine][kMine] = {};
@@ -76,13 +75,16 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        //
   }
 
 #pragma unroll
-  for (int r = 0; r < kMine; ++r)
+  for (int c = 0; c < kMine; ++c) {
+    if (n0 + j + c >= a.N) continue;
+    float bias[1] = {};
+    if (a.bias != nullptr) load(a.bias, a.w_dtype, n0 + j + c, bias);
 #pragma unroll
-    for (int c = 0; c < kMine; ++c) {
-      if (m0 + i + r >= a.M || n0 + j + c >= a.N) continue;
-      const float bias = a.bias == nullptr ? 0.0f : to_float(static_cast<const W*>(a.bias)[n0 + j + c]);
-      static_cast<T*>(a.y)[(m0 + i + r) * a.N + n0 + j + c] = from_float<T>(sum[r][c] + bias);
+    for (int r = 0; r < kMine; ++r) {
+      const float y[1] = {sum[r][c] + bias[0]};
+      if (m0 + i + r < a.M) store(a.y, a.x_dtype, (m0 + i + r) * a.N + n0 + j + c, y);
     }
+  }
 }
 
 }  // namespace
@@ -92,15 +94,8 @@ Status matmul_tiles(const MatmulArgs& a, Stream stream) {
   if (tiles_m > 0x7fffffff / tiles_n) return {"matmul: more results than a grid has blocks for"};
   const bool whole =
       a.K % kShare == 0 && wide(a.x, a.x_dtype, a.x_stride, kShare) && wide(a.weight, a.w_dtype, a.K, kShare);
-  return with_type(a.x_dtype, [&](auto x) {
-    return with_type(a.w_dtype, [&](auto w) {
-      using T = typename decltype(x)::type;
-      using W = typename decltype(w)::type;
-      const auto kernel = whole ? tiles_kernel<T, W, true> : tiles_kernel<T, W, false>;
-      return launch(kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
-                    a, static_cast<unsigned>(tiles_m));
-    });
-  });
+  return launch(tiles_kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
+                a, whole, static_cast<unsigned>(tiles_m));
 }
 
 }  // namespace nybble::cuda
