@@ -2,8 +2,6 @@
 #pragma once
 #include <cuda_runtime.h>
 
-#include <type_traits>
-
 #include "cuda/common/older.cuh"
 #include "ops/problem.h"
 
@@ -45,10 +43,15 @@ __device__ inline void let_next_begin() {
 #endif
 }
 
-#ifndef __HIP__
-// What every launch has in common, whatever the kernel takes: compiled once a unit.
-inline Status launch_kernel(const void* kernel, dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
-                            bool early, void** arguments) {
+// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory.
+template <typename... Parameters, typename... Arguments>
+Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
+                       bool early, Arguments... arguments) {
+#ifdef __HIP__
+  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
+  kernel<<<grid, block, shared, native(stream)>>>(Parameters(arguments)...);
+  return launched();
+#else
   cudaLaunchAttribute attributes[2]{};
   unsigned count = 0;
   if (early) {
@@ -68,29 +71,13 @@ inline Status launch_kernel(const void* kernel, dim3 grid, int cluster, dim3 blo
   config.stream = native(stream);
   config.attrs = attributes;
   config.numAttrs = count;
-  return status(cudaLaunchKernelExC(&config, kernel, arguments));
-}
-#endif
-
-// `early`: gpu().sm >= 90, and the kernel calls wait_for_previous(). `cluster`: blocks that share their memory. The
-// arguments become what the kernel takes.
-template <typename... Parameters>
-Status launch_clusters(void (*kernel)(Parameters...), dim3 grid, int cluster, dim3 block, size_t shared, Stream stream,
-                       bool early, const std::common_type_t<Parameters>&... arguments) {
-#ifdef __HIP__
-  if (cluster > 1 || early) return {"a launch of sm_90 without CUDA"};
-  kernel<<<grid, block, shared, native(stream)>>>(arguments...);
-  return launched();
-#else
-  const void* all[] = {&arguments...};
-  return launch_kernel(reinterpret_cast<const void*>(kernel), grid, cluster, block, shared, stream, early,
-                       const_cast<void**>(all));
+  return status(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 #endif
 }
 
-template <typename... Parameters>
+template <typename... Parameters, typename... Arguments>
 Status launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream, bool early,
-              const std::common_type_t<Parameters>&... arguments) {
+              Arguments... arguments) {
   return launch_clusters(kernel, grid, 1, block, shared, stream, early, arguments...);
 }
 
