@@ -14,6 +14,20 @@ find_package(CUDAToolkit REQUIRED)
 target_compile_definitions(nybble_flags INTERFACE NYBBLE_CUDA)
 # A target of its own: one made before the settings above would not have them.
 file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cpp")
+# These take less time to compile than CUDA's own headers, which every unit reads: so they are one unit, and the names at their file
+# scopes must differ. None of them is marked hot.
+set(unit "")
+foreach(name IN ITEMS anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe
+                      qmatmul/wide quantize repetition_penalty softcap)
+  if("${csrc}/cuda/${name}.cu" IN_LIST cuda_sources)
+    list(REMOVE_ITEM cuda_sources "${csrc}/cuda/${name}.cu")
+    string(APPEND unit "#include \"cuda/${name}.cu\"\n")
+  endif()
+endforeach()
+if(unit)
+  file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/small.cu" CONTENT "${unit}" @ONLY)
+  list(APPEND cuda_sources "${CMAKE_CURRENT_BINARY_DIR}/small.cu")
+endif()
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
 # Half numbers are joined by named functions here: the headers' operators, unused, would be read by every unit four times.

@@ -21,15 +21,16 @@ __device__ inline float normal(float a) {
   return a < 0.0f ? tail : 1.0f - tail;
 }
 
-__device__ inline float silu(float a) { return __fdividef(a, 1.0f + expf(-a)); }
-__device__ inline float gelu(float a) { return a * normal(a); }
-// a (1 + tanh u) / 2 = a / (1 + exp(-2u)), which does not cancel for negative a.
-__device__ inline float gelu_tanh(float a) {
+template <Act kAct>
+__device__ inline float act(float a) {
+  if constexpr (kAct == Act::silu) return __fdividef(a, 1.0f + expf(-a));
+  if constexpr (kAct == Act::gelu) return a * normal(a);
+  // a (1 + tanh u) / 2 = a / (1 + exp(-2u)), which does not cancel for negative a.
   const float u = 0.7978845608028654f * (a + 0.044715f * a * a * a);
   return __fdividef(a, 1.0f + expf(-2.0f * u));
 }
 
-template <typename T, int V>
+template <typename T, int V, Act kAct>
 __global__ void __launch_bounds__(kPieceThreads) gate_kernel(GateArgs a,         // as ops/gate.h says
                                                              unsigned pieces) {  // of a row
   const auto [r, i] = place_in<V>(pieces);
@@ -39,17 +40,21 @@ __global__ void __launch_bounds__(kPieceThreads) gate_kernel(GateArgs a,        
   float gate[V], up[V];
   load(static_cast<const T*>(a.gate) + r * a.gate_stride + i, gate);
   load(static_cast<const T*>(a.up) + r * a.up_stride + i, up);
-  const auto each = [&](auto act) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) gate[j] = act(gate[j]) * up[j];
-  };
-  if (a.act == Act::silu)
-    each([](float v) { return silu(v); });
-  else if (a.act == Act::gelu)
-    each([](float v) { return gelu(v); });
-  else
-    each([](float v) { return gelu_tanh(v); });
+  for (int j = 0; j < V; ++j) gate[j] = act<kAct>(gate[j]) * up[j];
   store(static_cast<T*>(a.y) + r * a.D + i, gate);
+}
+
+template <Act kAct>
+Status gate(const GateArgs& a, Stream stream) {
+  return with_type(a.dtype, [&](auto number) {
+    using T = typename decltype(number)::type;
+    constexpr int V = kWide<T>;
+    const bool whole = a.D % V == 0 && wide(a.gate, a.dtype, a.gate_stride, V) && wide(a.up, a.dtype, a.up_stride, V) &&
+                       wide(a.y, a.dtype, a.D, V);
+    return with_width<T>(
+        whole, [&](auto width) { return launch_pieces<width>(gate_kernel<T, width, kAct>, a.R, a.D, stream, a); });
+  });
 }
 
 }  // namespace
@@ -62,14 +67,9 @@ Status gate(const GateArgs& given, Stream stream) {
     a.gate_stride = a.up_stride = a.D;
     a.R = 1;
   }
-  return with_type(a.dtype, [&](auto number) {
-    using T = typename decltype(number)::type;
-    constexpr int V = kWide<T>;
-    const bool whole = a.D % V == 0 && wide(a.gate, a.dtype, a.gate_stride, V) && wide(a.up, a.dtype, a.up_stride, V) &&
-                       wide(a.y, a.dtype, a.D, V);
-    return with_width<T>(whole,
-                         [&](auto width) { return launch_pieces<width>(gate_kernel<T, width>, a.R, a.D, stream, a); });
-  });
+  if (a.act == Act::silu) return gate<Act::silu>(a, stream);
+  if (a.act == Act::gelu) return gate<Act::gelu>(a, stream);
+  return gate<Act::gelu_tanh>(a, stream);
 }
 
 }  // namespace nybble::cuda

@@ -55,7 +55,7 @@ Status norm(const NormArgs& a, Stream stream) {
       using Row = typename decltype(form)::type;
       const bool few = a.R <= 2 * gpu().processors;
       return launch_rows<Row>(few ? norm_kernel<Row, kCentred, Row::kHeld> : norm_kernel<Row, kCentred, false>, a.R,
-                              a.D, stream, a);
+                              stream, a);
     });
   });
 }

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(Row::kThreads) quantize_int8_kernel(QuantizeAr
   row.each([&](int, int64_t, const auto& v) { largest = with_largest(largest, v); });
   const Steps steps(group_reduce<Max, Row::kGroup>(largest));
   row.each([&](int, int64_t i, const auto& v) { steps.write(v, a.codes + r * a.D + i); });
-  if (thread_of_row<Row>() == 0) a.scales[r] = steps.scale;
+  if (threadIdx.x % Row::kGroup == 0) a.scales[r] = steps.scale;
 }
 
 // V numbers of a row from i on, normed; W: the weight's type.
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(Row::kThreads) layer_norm_int8_kernel(NormInt8
         steps.write(v, codes + i);
       });
     });
-  if (thread_of_row<Row>() == 0) args.scales[r] = steps.scale;
+  if (threadIdx.x % Row::kGroup == 0) args.scales[r] = steps.scale;
 }
 
 // Codes of a row are written kWide<T> at a time, one byte each.
@@ -122,7 +122,7 @@ Status quantize_int8(const QuantizeArgs& a, Stream stream) {
     using T = typename decltype(number)::type;
     return with_row<T, 4 * kWide<T>>(a.D, whole<T>(a.x, a.dtype, a.x_stride, a.D, a.codes), [&](auto form) {
       using Row = typename decltype(form)::type;
-      return launch_rows<Row>(quantize_int8_kernel<Row>, a.R, a.D, stream, a);
+      return launch_rows<Row>(quantize_int8_kernel<Row>, a.R, stream, a);
     });
   });
 }
@@ -137,7 +137,7 @@ Status layer_norm_int8(const NormInt8Args& args, Stream stream) {
                       wide(a.bias, a.w_dtype, 0, V);
     return with_row<T, 4 * kWide<T>>(a.D, fits, [&](auto form) {
       using Row = typename decltype(form)::type;
-      return launch_rows<Row>(layer_norm_int8_kernel<Row>, a.R, a.D, stream, args);
+      return launch_rows<Row>(layer_norm_int8_kernel<Row>, a.R, stream, args);
     });
   });
 }

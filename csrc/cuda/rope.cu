@@ -37,7 +37,7 @@ __device__ void store(const float* from, T* to) {
 }
 
 // kAppend: the last Hk of x's heads are new keys, which also go to the cache, and so do the values, not turned.
-template <typename T, int V, bool kAppend>
+template <typename T, int V, bool kNeox, bool kAppend>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs a,          // x, its tables and positions
                                                         const KvAppendArgs cache,  // for kAppend: v, caches, lengths
                                                         unsigned chunks,           // of a head
@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs a,       
                   : static_cast<T*>(a.x) + b * a.stride_b + t * a.stride_t + head * a.stride_h;
   const int64_t half = a.R / 2;
   const bool turns = !is_value && chunk * V < half;
-  const int64_t first = turns && a.neox ? chunk * V : 2 * V * chunk;
-  const int64_t second = turns && a.neox ? half + chunk * V : first + V;
+  const int64_t first = turns && kNeox ? chunk * V : 2 * V * chunk;
+  const int64_t second = turns && kNeox ? half + chunk * V : first + V;
   const bool whole = V > 1 || second < a.D;  // an odd D ends in half a chunk
   float y[2 * V];
   load<T, V>(x + first, y);
@@ -68,17 +68,12 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const RopeArgs a,       
     float c[V], s[V];
     load<float, V>(a.cos + (known ? place : 0) * half + chunk * V, c);
     load<float, V>(a.sin + (known ? place : 0) * half + chunk * V, s);
-    const auto turn = [&](float& p, float& q, int i) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      float &p = y[kNeox ? i : 2 * i], &q = y[kNeox ? V + i : 2 * i + 1];
       const float before = p;
       p = known ? before * c[i] - q * s[i] : NAN;
       q = known ? q * c[i] + before * s[i] : NAN;
-    };
-    if (a.neox) {
-#pragma unroll
-      for (int i = 0; i < V; ++i) turn(y[i], y[V + i], i);
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) turn(y[2 * i], y[2 * i + 1], i);
     }
     store<T, V>(y, x + first);
     store<T, V>(y + V, x + second);
@@ -113,8 +108,9 @@ Status run(const RopeArgs& a, const KvAppendArgs& cache, Stream stream) {
   const int64_t chunks = kAppend ? (a.D + 2 * V - 1) / (2 * V) : a.R / 2 / V;
   const int64_t items = (a.H + cache.Hk) * chunks, parts = (items + kThreads - 1) / kThreads;
   if (items > 0x7fffffff || a.B * a.T > 0x7fffffff / parts) return {"rope_: more than 2^31 - 1 blocks"};
-  return launch(rope_kernel<T, V, kAppend>, static_cast<unsigned>(a.B * a.T * parts), kThreads, 0, stream,
-                gpu().sm >= 90, a, cache, chunks, parts);
+  const auto kernel = a.neox ? rope_kernel<T, V, true, kAppend> : rope_kernel<T, V, false, kAppend>;
+  return launch(kernel, static_cast<unsigned>(a.B * a.T * parts), kThreads, 0, stream, gpu().sm >= 90, a, cache, chunks,
+                parts);
 }
 
 template <bool kAppend>

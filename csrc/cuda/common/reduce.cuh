@@ -61,19 +61,4 @@ __device__ inline float block_reduce(float v) {
   return all;
 }
 
-// The same over a block of any number of threads that is a multiple of 64.
-template <typename Op>
-__device__ inline float block_reduce(float v) {
-  __shared__ float2 parts[16];
-  v = warp_reduce<Op>(v);
-  if (threadIdx.x % 32 == 0) reinterpret_cast<float*>(parts)[threadIdx.x / 32] = v;
-  __syncthreads();
-  float all = Op::identity();
-#pragma unroll
-  for (int i = 0; i < 16; ++i)
-    if (i < static_cast<int>(blockDim.x / 64)) all = Op::join(Op::join(all, parts[i].x), parts[i].y);
-  __syncthreads();
-  return all;
-}
-
 }  // namespace nybble::cuda

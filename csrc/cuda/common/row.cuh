@@ -2,9 +2,8 @@
 //
 //   D numbers  [ t0 | t1 | ... | t(G-1) | t0 | t1 | ... ]   each thread kWidth numbers at a time, G threads a row
 //
-// G is known when the kernel is compiled where several rows share a block; else it is the block, as large as D asks
-// for. HeldRow reads the row once and keeps it in registers. StreamedRow reads it again at each use: rows too long to
-// keep, and rows that no wide access fits.
+// HeldRow reads the row once and keeps it in registers. StreamedRow reads it again at each use: rows too long to keep,
+// and rows that no wide access fits.
 #pragma once
 #include <type_traits>
 
@@ -14,34 +13,17 @@
 
 namespace nybble::cuda {
 
-constexpr int kLongestHeld = 16384;
-
-// Threads of a row, and which of them this one is.
-template <typename Row>
-__device__ inline int group_of() {
-  return Row::kGroup > 0 ? Row::kGroup : static_cast<int>(blockDim.x);
-}
-template <typename Row>
-__device__ inline int thread_of_row() {
-  return static_cast<int>(threadIdx.x) % group_of<Row>();
-}
-
 // What both have in common: `each(body)` calls body(c, i, v) for this thread's numbers v = row[i .. i + kWidth), c
-// counting them. kGroup 0: the block is the group.
+// counting them.
 template <typename T, int kGroup_, int kChunks_>
 class HeldRow {
  public:
   using Number = T;
-  static constexpr int kWidth = kWide<T>, kChunks = kChunks_, kNumbers = kWidth * kChunks;  // of a thread
-  static constexpr int kGroup = kGroup_;                                                    // threads a row
-  static constexpr int kThreads = kGroup > 0 ? 128 : kLongestHeld / kNumbers;               // threads a block, at most
+  static constexpr int kGroup = kGroup_;                       // threads a row
+  static constexpr int kThreads = kGroup > 32 ? kGroup : 128;  // threads a block
+  static constexpr int kWidth = kWide<T>, kChunks = kChunks_;
+  static constexpr int kHolds = kGroup * kWidth * kChunks;
   static constexpr bool kHeld = true;
-
-  static int threads(int64_t D) {
-    int n = kGroup > 0 ? kThreads : 64;
-    while (kGroup == 0 && n * kNumbers < D) n *= 2;
-    return n;
-  }
 
   __device__ HeldRow(const T* row, int64_t D) : D_(static_cast<int>(D)) {
     places(D, [&](int c, int64_t i) { held_[c] = read<T, kWidth>(row + i); });
@@ -51,7 +33,7 @@ class HeldRow {
   __device__ static void places(int64_t D, Body body) {
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      const int i = (c * group_of<HeldRow>() + thread_of_row<HeldRow>()) * kWidth;
+      const int i = (c * kGroup + static_cast<int>(threadIdx.x) % kGroup) * kWidth;
       if (i < static_cast<int>(D)) body(c, i);
     }
   }
@@ -75,16 +57,14 @@ template <typename T, int kWidth_>
 class StreamedRow {
  public:
   using Number = T;
-  static constexpr int kGroup = 0, kThreads = 256, kWidth = kWidth_, kChunks = 1;
+  static constexpr int kGroup = 256, kThreads = 256, kWidth = kWidth_, kChunks = 1;
   static constexpr bool kHeld = false;
-
-  static int threads(int64_t) { return kThreads; }
 
   __device__ StreamedRow(const T* row, int64_t D) : row_(row), D_(D) {}
 
   template <typename Body>
   __device__ void each(Body body) const {
-    for (int64_t i = threadIdx.x * kWidth; i < D_; i += kThreads * kWidth) {
+    for (int64_t i = threadIdx.x * kWidth; i < D_; i += kGroup * kWidth) {
       float v[kWidth];
       load(row_ + i, v);
       body(0, i, v);
@@ -99,15 +79,14 @@ class StreamedRow {
 // This thread's row, of the grid that launch_rows makes.
 template <typename Row>
 __device__ inline int64_t row_of_thread() {
-  if constexpr (Row::kGroup == 0) return blockIdx.x;
   return static_cast<int64_t>(blockIdx.x) * (Row::kThreads / Row::kGroup) + threadIdx.x / Row::kGroup;
 }
 
-// Over the threads of a row, all of which must call it.
+// Over the kGroup threads of a row, all of which must call it.
 template <typename Op, int kGroup>
 __device__ inline float group_reduce(float v) {
-  if constexpr (kGroup == 0) {
-    return block_reduce<Op>(v);
+  if constexpr (kGroup > 32) {
+    return block_reduce<Op, kGroup>(v);
   } else {
     const unsigned lanes = (0xffffffffu >> (32 - kGroup)) << (threadIdx.x % 32 / kGroup * kGroup);
 #pragma unroll
@@ -116,14 +95,14 @@ __device__ inline float group_reduce(float v) {
   }
 }
 
-// A group of threads for each of R rows of D numbers, launched early.
-template <typename Row, typename Kernel, typename Arguments>
-Status launch_rows(Kernel kernel, int64_t R, int64_t D, Stream stream, const Arguments& arguments) {
-  constexpr int kRows = Row::kGroup == 0 ? 1 : Row::kThreads / Row::kGroup;
+// A group of threads for each of R rows, launched early.
+template <typename Row, typename... Parameters, typename... Arguments>
+Status launch_rows(void (*kernel)(Parameters...), int64_t R, Stream stream, Arguments... arguments) {
+  constexpr int kRows = Row::kThreads / Row::kGroup;
   const int64_t blocks = (R + kRows - 1) / kRows;
   if (blocks > 0x7fffffff) return {"more rows than a grid has blocks"};
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(Row::threads(D)), 0, stream, gpu().sm >= 90,
-                arguments);
+  return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(Row::kThreads), 0, stream, gpu().sm >= 90,
+                arguments...);
 }
 
 template <typename Row>
@@ -136,10 +115,15 @@ struct RowTag {
 // batch.
 template <typename T, int kNumbers, typename Body>
 Status with_row(int64_t D, bool wide, Body body) {
+  constexpr int kChunks = kNumbers / kWide<T>;
   if (!wide) return body(RowTag<StreamedRow<T, 1>>{});
-  if (D <= 16 * kWide<T>) return body(RowTag<HeldRow<T, 16, 1>>{});  // a head: two rows a warp
-  if (D <= 32 * 4 * kWide<T>) return body(RowTag<HeldRow<T, 32, 4>>{});
-  if (D <= kLongestHeld) return body(RowTag<HeldRow<T, 0, kNumbers / kWide<T>>>{});
+  if (D <= HeldRow<T, 16, 1>::kHolds) return body(RowTag<HeldRow<T, 16, 1>>{});  // a head: two rows a warp
+  if (D <= HeldRow<T, 32, 4>::kHolds) return body(RowTag<HeldRow<T, 32, 4>>{});
+  if (D <= 2048) return body(RowTag<HeldRow<T, 2048 / kNumbers, kChunks>>{});
+  if (D <= 4096) return body(RowTag<HeldRow<T, 4096 / kNumbers, kChunks>>{});
+  if (D <= 8192) return body(RowTag<HeldRow<T, 8192 / kNumbers, kChunks>>{});
+  if constexpr (sizeof(T) == 2)
+    if (D <= 16384) return body(RowTag<HeldRow<T, 256, 8>>{});
   return body(RowTag<StreamedRow<T, kWide<T>>>{});
 }
 

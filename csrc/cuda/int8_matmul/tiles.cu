@@ -113,24 +113,28 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(
     }
     stage = (stage + 1) % kStages;
   }
-  const int64_t mine = m0 + wm + lane / 4;  // my first row, of every eighth
-  float x_scale[2 * kRows];
-#pragma unroll
-  for (int i = 0; i < 2 * kRows; ++i) x_scale[i] = mine + 8 * i < a.M ? a.x_scale[mine + 8 * i] : 0.0f;
+  const auto column = [&](int j) { return n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2; };
+  float w_scale[8] = {}, bias[8] = {};
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const int64_t n = n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2;
-    if (n >= a.N) continue;
-    const float w_scale = a.w_scale[n], bias = a.bias ? a.bias[n] : 0.0f;
+    if (gridDim.y > 1 || column(j) >= a.N) continue;
+    w_scale[j] = a.w_scale[column(j)];
+    if (a.bias) bias[j] = a.bias[column(j)];
+  }
 #pragma unroll
-    for (int i = 0; i < 2 * kRows; ++i) {
-      const int64_t m = mine + 8 * i;
-      if (m >= a.M) break;
+  for (int i = 0; i < 2 * kRows; ++i) {
+    const int64_t m = m0 + wm + i * 8 + lane / 4;
+    if (m >= a.M) break;
+    const float x_scale = a.x_scale[m];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int64_t n = column(j);
       const int all = sum[i / 2][j / 2][i % 2 * 2 + j % 2];
+      if (n >= a.N) continue;
       if (gridDim.y > 1)
         a.scratch[(blockIdx.y * a.M + m) * a.N + n] = all;
       else
-        put(a, m, n, result(a, all, x_scale[i], w_scale, bias));
+        put(a, m, n, result(a, all, x_scale, w_scale[j], bias[j]));
     }
   }
 }

@@ -18,21 +18,40 @@ constexpr int kTile = 64, kDepth = 16, kThreads = 256, kMine = 4;
 constexpr int kShare = 8, kLoaders = kTile * kDepth / kShare;
 static_assert(2 * kLoaders == kThreads, "every thread loads once");
 
+// kShare numbers of either size, as they lie in memory: what they are is asked when they have arrived.
+union Share {
+  uint4 words[2];
+  uint32_t floats[kShare];
+  uint16_t halves[kShare];
+};
+
 // `whole`: K is a multiple of kShare, and every row may be read so many numbers at a time.
-__device__ inline void fetch(const void* row, DType type, int64_t k, int64_t K, bool whole, float (&v)[kShare]) {
-#pragma unroll
-  for (int j = 0; j < kShare; ++j) v[j] = 0.0f;
+__device__ inline void fetch(const void* row, bool floats, int64_t k, int64_t K, bool whole, Share& to) {
+  to.words[0] = to.words[1] = {};
   if (k >= K) return;
-  if (whole) return load(row, type, k, v);
-  on_type(type, [&](auto tag) {
-    const auto* numbers = static_cast<const typename decltype(tag)::type*>(row) + k;
+  const auto* number = static_cast<const char*>(row) + k * (floats ? 4 : 2);
+  if (whole) {
+    to.words[0] = reinterpret_cast<const uint4*>(number)[0];
+    if (floats) to.words[1] = reinterpret_cast<const uint4*>(number)[1];
+    return;
+  }
 #pragma unroll
-    for (int j = 0; j < kShare; ++j)
-      if (k + j < K) v[j] = to_float(numbers[j]);
-  });
+  for (int j = 0; j < kShare; ++j) {
+    if (k + j >= K) break;
+    if (floats)
+      to.floats[j] = reinterpret_cast<const uint32_t*>(number)[j];
+    else
+      to.halves[j] = reinterpret_cast<const uint16_t*>(number)[j];
+  }
 }
 
-// One kernel for all types: between two pieces it has 256 multiply-adds to do, which the choice hides behind.
+__device__ inline float number_of(const Share& share, DType type, int j) {
+  if (type == DType::f32) return __uint_as_float(share.floats[j]);
+  if (type == DType::bf16) return __uint_as_float(static_cast<uint32_t>(share.halves[j]) << 16);
+  return __half2float(__ushort_as_half(share.halves[j]));
+}
+
+// One kernel for all types: none of them is asked for between a load and the multiply-adds that hide it.
 __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        // as ops/matmul.h says
                                                          bool whole,          // as in fetch
                                                          unsigned tiles_m) {  // tiles along M, next to each other
@@ -50,15 +69,15 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        //
   const char* row = side == 0 ? static_cast<const char*>(a.x) + m * a.x_stride * size_of(a.x_dtype)
                               : static_cast<const char*>(a.weight) + n * a.K * size_of(a.w_dtype);
   const DType type = side == 0 ? a.x_dtype : a.w_dtype;
-  float next[kShare];
-  const auto fetch_next = [&](int64_t k) { fetch(row, type, k + from, a.K, whole, next); };
+  Share next;
+  const auto fetch_next = [&](int64_t k) { fetch(row, type == DType::f32, k + from, a.K, whole, next); };
 
   const int i = t / 16 * kMine, j = t % 16 * kMine;  // my results in the tile
   float sum[kMine][kMine] = {};
   fetch_next(0);
   for (int64_t k = 0; k < a.K; k += kDepth) {
 #pragma unroll
-    for (int d = 0; d < kShare; ++d) piece[side][from + d][line] = next[d];
+    for (int d = 0; d < kShare; ++d) piece[side][from + d][line] = number_of(next, type, d);
     __syncthreads();
     if (k + kDepth < a.K) fetch_next(k + kDepth);
 #pragma unroll
