@@ -74,31 +74,34 @@ void few_columns(const MatmulArgs& a, const float* x, int64_t x_stride, int64_t 
   }
 }
 
-// x as float32: converted once, not anew for each weight row, and one loop serves every type of x.
-const float* as_floats(const MatmulArgs& a, int64_t* stride) {
-  if (a.x_dtype == DType::f32) {
-    *stride = a.x_stride;
-    return static_cast<const float*>(a.x);
-  }
-  *stride = ceil_div(a.K, 16) * 16;
-  auto* floats = static_cast<float*>(thread_scratch(Slot::matmul, larger(4, a.M * *stride * 4)));
-  if (floats == nullptr) return nullptr;
+struct Floats {
+  const float* x;
+  int64_t stride;
+};
+
+// x as float32: converted once, not anew for each weight row, and one loop serves every type of x. False: no memory.
+bool as_floats(const MatmulArgs& a, Floats* out) {
+  *out = {static_cast<const float*>(a.x), a.x_stride};
+  if (a.x_dtype == DType::f32 || a.K == 0) return true;
+  const int64_t stride = ceil_div(a.K, 16) * 16;
+  auto* floats = static_cast<float*>(thread_scratch(Slot::matmul, a.M * stride * 4));
+  if (floats == nullptr) return false;
   with_type(a.x_dtype, [&](auto t) {
     const auto* x = static_cast<const decltype(t)*>(a.x);
     for (int64_t m = 0; m < a.M; ++m)
       for (int64_t k = 0; k < a.K; k += W) {
         const int n = int(smaller(W, a.K - k));
-        Vec::load_n(x + m * a.x_stride + k, n).store_n(floats + m * *stride + k, n);
+        Vec::load_n(x + m * a.x_stride + k, n).store_n(floats + m * stride + k, n);
       }
   });
-  return floats;
+  *out = {floats, stride};
+  return true;
 }
 
 template <typename WT>
 Status few_rows(const MatmulArgs& a) {
-  int64_t stride;
-  const float* x = as_floats(a, &stride);
-  if (x == nullptr) return {"matmul: out of memory"};
+  Floats x;
+  if (!as_floats(a, &x)) return {"matmul: out of memory"};
   // One row streams one weight row at a time; more rows share the loads of x between weight rows.
   const int step = a.M == 1 ? 1 : kMaxColumns;
   const int64_t groups = ceil_div(a.N, step);
@@ -106,9 +109,9 @@ Status few_rows(const MatmulArgs& a) {
     for (int64_t g = begin; g < end; ++g) {
       const int64_t n = g * step, count = smaller(step, a.N - n);
       if (count == kMaxColumns)
-        few_columns<kMaxColumns, WT>(a, x, stride, n);
+        few_columns<kMaxColumns, WT>(a, x.x, x.stride, n);
       else
-        for (int64_t c = 0; c < count; ++c) few_columns<1, WT>(a, x, stride, n + c);
+        for (int64_t c = 0; c < count; ++c) few_columns<1, WT>(a, x.x, x.stride, n + c);
     }
   });
   return {};
