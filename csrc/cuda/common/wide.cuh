@@ -154,7 +154,7 @@ __device__ inline void store(void* p, DType type, int64_t at, const float (&from
   on_type(type, [&](auto tag) { store(static_cast<typename decltype(tag)::type*>(p) + at, from); });
 }
 
-__host__ __device__ inline int64_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
+inline int64_t size_of(DType type) { return type == DType::f32 ? 4 : 2; }
 
 // Whether rows `stride` elements apart from p on may be read V numbers at a time.
 inline bool wide(const void* p, DType type, int64_t stride, int V) {

@@ -18,42 +18,20 @@ constexpr int kTile = 64, kDepth = 16, kThreads = 256, kMine = 4;
 constexpr int kShare = 8, kLoaders = kTile * kDepth / kShare;
 static_assert(2 * kLoaders == kThreads, "every thread loads once");
 
-// kShare numbers of either size, as they lie in memory: what they are is asked when they have arrived.
-union Share {
-  uint4 words[2];
-  uint32_t floats[kShare];
-  uint16_t halves[kShare];
-};
-
-// `whole`: K is a multiple of kShare, and every row may be read so many numbers at a time.
-__device__ inline void fetch(const void* row, bool floats, int64_t k, int64_t K, bool whole, Share& to) {
-  to.words[0] = to.words[1] = {};
-  if (k >= K) return;
-  const auto* number = static_cast<const char*>(row) + k * (floats ? 4 : 2);
-  if (whole) {
-    to.words[0] = reinterpret_cast<const uint4*>(number)[0];
-    if (floats) to.words[1] = reinterpret_cast<const uint4*>(number)[1];
-    return;
-  }
+template <typename T, bool kWhole>
+__device__ inline void fetch(const T* row, int64_t k, int64_t K, float (&v)[kShare]) {
+  if constexpr (kWhole) {  // K is a multiple of kShare
 #pragma unroll
-  for (int j = 0; j < kShare; ++j) {
-    if (k + j >= K) break;
-    if (floats)
-      to.floats[j] = reinterpret_cast<const uint32_t*>(number)[j];
-    else
-      to.halves[j] = reinterpret_cast<const uint16_t*>(number)[j];
+    for (int j = 0; j < kShare; ++j) v[j] = 0.0f;
+    if (k < K) load(row + k, v);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kShare; ++j) v[j] = k + j < K ? to_float(row[k + j]) : 0.0f;
   }
 }
 
-__device__ inline float number_of(const Share& share, DType type, int j) {
-  if (type == DType::f32) return __uint_as_float(share.floats[j]);
-  if (type == DType::bf16) return __uint_as_float(static_cast<uint32_t>(share.halves[j]) << 16);
-  return __half2float(__ushort_as_half(share.halves[j]));
-}
-
-// One kernel for all types: none of them is asked for between a load and the multiply-adds that hide it.
+template <typename T, typename W, bool kWhole>
 __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        // as ops/matmul.h says
-                                                         bool whole,          // as in fetch
                                                          unsigned tiles_m) {  // tiles along M, next to each other
   // A row of 4 more: the four rows that a warp writes at once then lie in other banks.
   __shared__ __align__(16) float piece[2][kDepth][kTile + 4];  // x, weight
@@ -66,18 +44,22 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        //
   // Beyond the last row the last one is read again, and nothing is written.
   const int side = t / kLoaders, line = t % kLoaders / 2, from = t % 2 * kShare;
   const int64_t m = m0 + line < a.M ? m0 + line : a.M - 1, n = n0 + line < a.N ? n0 + line : a.N - 1;
-  const char* row = side == 0 ? static_cast<const char*>(a.x) + m * a.x_stride * size_of(a.x_dtype)
-                              : static_cast<const char*>(a.weight) + n * a.K * size_of(a.w_dtype);
-  const DType type = side == 0 ? a.x_dtype : a.w_dtype;
-  Share next;
-  const auto fetch_next = [&](int64_t k) { fetch(row, type == DType::f32, k + from, a.K, whole, next); };
+  const T* x = static_cast<const T*>(a.x) + m * a.x_stride;
+  const W* weight = static_cast<const W*>(a.weight) + n * a.K;
+  float next[kShare];
+  const auto fetch_next = [&](int64_t k) {
+    if (side == 0)
+      fetch<T, kWhole>(x, k + from, a.K, next);
+    else
+      fetch<W, kWhole>(weight, k + from, a.K, next);
+  };
 
   const int i = t / 16 * kMine, j = t % 16 * kMine;  // my results in the tile
   float sum[kMine][kMine] = {};
   fetch_next(0);
   for (int64_t k = 0; k < a.K; k += kDepth) {
 #pragma unroll
-    for (int d = 0; d < kShare; ++d) piece[side][from + d][line] = number_of(next, type, d);
+    for (int d = 0; d < kShare; ++d) piece[side][from + d][line] = next[d];
     __syncthreads();
     if (k + kDepth < a.K) fetch_next(k + kDepth);
 #pragma unroll
@@ -94,16 +76,13 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(MatmulArgs a,        //
   }
 
 #pragma unroll
-  for (int c = 0; c < kMine; ++c) {
-    if (n0 + j + c >= a.N) continue;
-    float bias[1] = {};
-    if (a.bias != nullptr) load(a.bias, a.w_dtype, n0 + j + c, bias);
+  for (int r = 0; r < kMine; ++r)
 #pragma unroll
-    for (int r = 0; r < kMine; ++r) {
-      const float y[1] = {sum[r][c] + bias[0]};
-      if (m0 + i + r < a.M) store(a.y, a.x_dtype, (m0 + i + r) * a.N + n0 + j + c, y);
+    for (int c = 0; c < kMine; ++c) {
+      if (m0 + i + r >= a.M || n0 + j + c >= a.N) continue;
+      const float bias = a.bias == nullptr ? 0.0f : to_float(static_cast<const W*>(a.bias)[n0 + j + c]);
+      static_cast<T*>(a.y)[(m0 + i + r) * a.N + n0 + j + c] = from_float<T>(sum[r][c] + bias);
     }
-  }
 }
 
 }  // namespace
@@ -113,8 +92,19 @@ Status matmul_tiles(const MatmulArgs& a, Stream stream) {
   if (tiles_m > 0x7fffffff / tiles_n) return {"matmul: more results than a grid has blocks for"};
   const bool whole =
       a.K % kShare == 0 && wide(a.x, a.x_dtype, a.x_stride, kShare) && wide(a.weight, a.w_dtype, a.K, kShare);
-  return launch(tiles_kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
-                a, whole, static_cast<unsigned>(tiles_m));
+  return with_type(a.x_dtype, [&](auto x) {
+    return with_type(a.w_dtype, [&](auto w) -> Status {
+      using T = typename decltype(x)::type;
+      using W = typename decltype(w)::type;
+      if constexpr (std::is_same_v<T, W>) {
+        return {"matmul: many rows of one type are the library's"};
+      } else {
+        const auto kernel = whole ? tiles_kernel<T, W, true> : tiles_kernel<T, W, false>;
+        return launch(kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
+                      a, static_cast<unsigned>(tiles_m));
+      }
+    });
+  });
 }
 
 }  // namespace nybble::cuda
