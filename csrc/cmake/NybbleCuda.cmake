@@ -14,20 +14,28 @@ find_package(CUDAToolkit REQUIRED)
 target_compile_definitions(nybble_flags INTERFACE NYBBLE_CUDA)
 # A target of its own: one made before the settings above would not have them.
 file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cpp")
-# These take less time to compile than CUDA's own headers, which every unit reads: so they are one unit, and the names at their file
+# These take less time to compile than CUDA's own headers, which every unit reads: so several are one unit, and the names at their file
 # scopes must differ. None of them is marked hot.
-set(unit "")
-foreach(name IN ITEMS anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe
-                      qmatmul/wide quantize repetition_penalty softcap)
-  if("${csrc}/cuda/${name}.cu" IN_LIST cuda_sources)
-    list(REMOVE_ITEM cuda_sources "${csrc}/cuda/${name}.cu")
-    string(APPEND unit "#include \"cuda/${name}.cu\"\n")
+set(units 0)
+foreach(names IN ITEMS
+    "anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe qmatmul/wide quantize repetition_penalty softcap"
+    "int8_matmul/few_rows matmul/mma_rows matmul/tiles"
+    "kv sample/sample")
+  separate_arguments(names)
+  set(text "")
+  foreach(name IN LISTS names)
+    if("${csrc}/cuda/${name}.cu" IN_LIST cuda_sources)
+      list(REMOVE_ITEM cuda_sources "${csrc}/cuda/${name}.cu")
+      string(APPEND text "#include \"cuda/${name}.cu\"\n")
+    endif()
+  endforeach()
+  if(text)
+    math(EXPR units "${units} + 1")
+    set(unit "${CMAKE_CURRENT_BINARY_DIR}/small_${units}.cu")
+    file(CONFIGURE OUTPUT "${unit}" CONTENT "${text}" @ONLY)
+    list(APPEND cuda_sources "${unit}")
   endif()
 endforeach()
-if(unit)
-  file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/small.cu" CONTENT "${unit}" @ONLY)
-  list(APPEND cuda_sources "${CMAKE_CURRENT_BINARY_DIR}/small.cu")
-endif()
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
 # Half numbers are joined by named functions here: the headers' operators, unused, would be read by every unit four times.
