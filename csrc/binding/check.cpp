@@ -1,3 +1,4 @@
+// What check.h declares: compiled once, not into every binding.
 #include "binding/check.h"
 
 namespace nybble::binding {

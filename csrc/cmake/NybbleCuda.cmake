@@ -18,10 +18,11 @@ file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cu
 # scopes must differ. None of them is marked hot.
 set(units 0)
 foreach(names IN ITEMS
-    "anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe qmatmul/wide quantize repetition_penalty softcap"
+    "anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe qmatmul/wide quantize
+     repetition_penalty softcap"
     "int8_matmul/few_rows matmul/mma_rows matmul/tiles"
     "kv sample/sample")
-  separate_arguments(names)
+  separate_arguments(names UNIX_COMMAND "${names}")
   set(text "")
   foreach(name IN LISTS names)
     if("${csrc}/cuda/${name}.cu" IN_LIST cuda_sources)
