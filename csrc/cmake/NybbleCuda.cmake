@@ -6,14 +6,43 @@ set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 enable_language(CUDA)
+# Of the host's half of a unit alone, which only launches kernels: -O3 takes gcc up to twice as long. The kernels know no other level.
+set(CMAKE_CUDA_FLAGS_RELEASE "-O1 -DNDEBUG")
 find_package(CUDAToolkit REQUIRED)
 
 # The binding's CUDA half is compiled where this is defined.
 target_compile_definitions(nybble_flags INTERFACE NYBBLE_CUDA)
 # A target of its own: one made before the settings above would not have them.
 file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS "${csrc}/cuda/*.cu" "${csrc}/cuda/*.cpp")
+# These take less time to compile than CUDA's own headers, which every unit reads: so several are one unit, and the names at their file
+# scopes must differ. None of them is marked hot.
+set(units 0)
+foreach(names IN ITEMS
+    "anneal attention/attention decode_attention/decode_attention dequantize embedding fp8 gate gptq matmul/choose moe qmatmul/wide quantize
+     repetition_penalty softcap"
+    "int8_matmul/few_rows matmul/mma_rows matmul/tiles"
+    "kv sample/sample")
+  separate_arguments(names UNIX_COMMAND "${names}")
+  set(text "")
+  foreach(name IN LISTS names)
+    if("${csrc}/cuda/${name}.cu" IN_LIST cuda_sources)
+      list(REMOVE_ITEM cuda_sources "${csrc}/cuda/${name}.cu")
+      string(APPEND text "#include \"cuda/${name}.cu\"\n")
+    endif()
+  endforeach()
+  if(text)
+    math(EXPR units "${units} + 1")
+    set(unit "${CMAKE_CURRENT_BINARY_DIR}/small_${units}.cu")
+    file(CONFIGURE OUTPUT "${unit}" CONTENT "${text}" @ONLY)
+    list(APPEND cuda_sources "${unit}")
+  endif()
+endforeach()
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
+# Half numbers are joined by named functions here: the headers' operators, unused, would be read by every unit four times.
+foreach(unused IN ITEMS HALF_OPERATORS HALF2_OPERATORS HALF_CONVERSIONS BFLOAT16_OPERATORS BFLOAT162_OPERATORS BFLOAT16_CONVERSIONS)
+  target_compile_definitions(nybble_cuda PRIVATE __CUDA_NO_${unused}__)
+endforeach()
 list(FILTER cuda_sources INCLUDE REGEX "[.]cu$")
 set(threads "${NYBBLE_NVCC_THREADS}")
 if(NOT threads)
@@ -25,7 +54,7 @@ if(NOT threads)
   list(LENGTH cuda_sources units)
   math(EXPR threads "(${cores} - 1) / ${units} + 1")
 endif()
-target_compile_options(nybble_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-O3 --threads=${threads}>)
+target_compile_options(nybble_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--threads=${threads}>)
 if(NYBBLE_CHECK_SPILLS)
   # A unit is marked by a line `// Hot: ...` of its own. All of ptxas's warnings fail it: those of wgmma made serial too.
   foreach(source IN LISTS cuda_sources)

@@ -12,16 +12,16 @@
 namespace nybble::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kDepth = 128, kAhead = 32;  // rows of a panel; those of U in shared memory
-constexpr int kOwn = kDepth / kWarps;     // rows that a warp keeps
-constexpr int kTile = 128, kTileK = 16;   // spread: rows below and columns of a block, rows of the panel at a time
-constexpr int kEach = 8;                  // of a thread: 8 rows by 8 columns
+constexpr int kGptqThreads = 256, kGptqWarps = kGptqThreads / 32;
+constexpr int kDepth = 128, kAhead = 32;   // rows of a panel; those of U in shared memory
+constexpr int kOwn = kDepth / kGptqWarps;  // rows that a warp keeps
+constexpr int kTile = 128, kTileK = 16;    // spread: rows below and columns of a block, rows of the panel at a time
+constexpr int kEach = 8;                   // of a thread: 8 rows by 8 columns
 
-__global__ void __launch_bounds__(kThreads, 2) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
-                                                                    int64_t from,     // first row of the panel
-                                                                    int depth) {      // its rows, at most kDepth
-  constexpr int kCopies = kAhead * kDepth / kThreads;
+__global__ void __launch_bounds__(kGptqThreads, 2) quantize_rows_kernel(GptqGroupArgs a,  // as ops/gptq.h says
+                                                                        int64_t from,     // first row of the panel
+                                                                        int depth) {      // its rows, at most kDepth
+  constexpr int kCopies = kAhead * kDepth / kGptqThreads;
   __shared__ float u[kAhead][kDepth];  // U[from + r, from + ...] of the next rows
   __shared__ float errors[2][32];      // of a row; who writes the next ones may be ahead of who reads these
   const Grid grid{a.zero, a.last};
@@ -31,35 +31,35 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows_kernel(GptqGroupArg
   float* weight = a.weight + from * a.weight_stride + n;
   const float* upper = a.cholesky + from * a.cholesky_stride + from;
   const float scale = inside ? a.scales[n] : 1.0f, half_scale = through_half(scale);
-  float w[kOwn];  // rows warp, warp + kWarps, ...
+  float w[kOwn];  // rows warp, warp + kGptqWarps, ...
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
-    const int r = i * kWarps + warp;
+    const int r = i * kGptqWarps + warp;
     w[i] = inside && r < depth ? weight[r * a.weight_stride] : 0.0f;
   }
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
-    if (i * kWarps % kAhead == 0) {
+    if (i * kGptqWarps % kAhead == 0) {
       float ahead[kCopies];
 #pragma unroll
       for (int c = 0; c < kCopies; ++c) {
-        const int r = i * kWarps + (threadIdx.x + c * kThreads) / kDepth, q = threadIdx.x % kDepth;
+        const int r = i * kGptqWarps + (threadIdx.x + c * kGptqThreads) / kDepth, q = threadIdx.x % kDepth;
         ahead[c] =
             r <= q && q < depth ? upper[r * a.cholesky_stride + q] : 0.0f;  // what is left of the diagonal is not U
       }
       __syncthreads();  // the rows before are done with
 #pragma unroll
-      for (int c = 0; c < kCopies; ++c) u[(threadIdx.x + c * kThreads) / kDepth][threadIdx.x % kDepth] = ahead[c];
+      for (int c = 0; c < kCopies; ++c) u[(threadIdx.x + c * kGptqThreads) / kDepth][threadIdx.x % kDepth] = ahead[c];
       __syncthreads();
     }
 #pragma unroll 1
-    for (int j = 0; j < kWarps; ++j) {
-      const int r = i * kWarps + j;
+    for (int j = 0; j < kGptqWarps; ++j) {
+      const int r = i * kGptqWarps + j;
       if (r >= depth) return;
       const float* row = u[r % kAhead];
       float right[kOwn];
 #pragma unroll
-      for (int k = i; k < kOwn; ++k) right[k] = row[k * kWarps + warp];
+      for (int k = i; k < kOwn; ++k) right[k] = row[k * kGptqWarps + warp];
       float code = 0, value = 0, error = 0;
       if (warp == j) {
         code = grid.code(__fdiv_rn(w[i], scale));
@@ -83,27 +83,27 @@ __global__ void __launch_bounds__(kThreads, 2) quantize_rows_kernel(GptqGroupArg
 // kTileK rows of a matrix, `width` of its columns, on their way to shared memory: fetched into registers while the rows
 // before them are multiplied.
 struct Staged {
-  static constexpr int kCount = kTileK * kTile / kThreads;
+  static constexpr int kCount = kTileK * kTile / kGptqThreads;
   float v[kCount];
 
   __device__ void fetch(const float* from, int64_t stride, int rows, int64_t width) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int k = (threadIdx.x + i * kThreads) / kTile, j = threadIdx.x % kTile;
+      const int k = (threadIdx.x + i * kGptqThreads) / kTile, j = threadIdx.x % kTile;
       v[i] = k < rows && j < width ? from[k * stride + j] : 0.0f;
     }
   }
   __device__ void put(float (&to)[kTileK][kTile]) const {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) to[(threadIdx.x + i * kThreads) / kTile][threadIdx.x % kTile] = v[i];
+    for (int i = 0; i < kCount; ++i) to[(threadIdx.x + i * kGptqThreads) / kTile][threadIdx.x % kTile] = v[i];
   }
 };
 
-__global__ void __launch_bounds__(kThreads, 2) spread_kernel(GptqGroupArgs a,  // as ops/gptq.h says
-                                                             int64_t from,     // first row of the panel
-                                                             int depth,        // its rows
-                                                             unsigned column_tiles,
-                                                             bool wide) {  // four weights may be one access
+__global__ void __launch_bounds__(kGptqThreads, 2) spread_kernel(GptqGroupArgs a,  // as ops/gptq.h says
+                                                                 int64_t from,     // first row of the panel
+                                                                 int depth,        // its rows
+                                                                 unsigned column_tiles,
+                                                                 bool wide) {  // four weights may be one access
   __shared__ __align__(16) float u[2][kTileK][kTile], e[2][kTileK][kTile];
   const int64_t q0 = from + depth + blockIdx.x / column_tiles * int64_t{kTile};
   const int64_t n0 = blockIdx.x % column_tiles * int64_t{kTile};
@@ -168,11 +168,12 @@ Status gptq_group(const GptqGroupArgs& a, Stream stream) {
   const bool wide = reinterpret_cast<uintptr_t>(a.weight) % 16 == 0 && a.weight_stride % 4 == 0;
   for (int64_t from = 0; from < a.R; from += kDepth) {
     const int depth = static_cast<int>(a.R - from < kDepth ? a.R - from : kDepth);
-    quantize_rows_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, native(stream)>>>(a, from, depth);
+    quantize_rows_kernel<<<static_cast<unsigned>(blocks), kGptqThreads, 0, native(stream)>>>(a, from, depth);
     const int64_t below = a.T - from - depth;
     if (below == 0) continue;
     const auto tiles = static_cast<unsigned>((below + kTile - 1) / kTile * column_tiles);
-    spread_kernel<<<tiles, kThreads, 0, native(stream)>>>(a, from, depth, static_cast<unsigned>(column_tiles), wide);
+    spread_kernel<<<tiles, kGptqThreads, 0, native(stream)>>>(a, from, depth, static_cast<unsigned>(column_tiles),
+                                                              wide);
   }
   return launched();
 }

@@ -12,7 +12,7 @@
 namespace nybble::cuda {
 namespace {
 
-constexpr int kWarps = 4;        // rows a block
+constexpr int kRouteWarps = 4;   // rows a block
 constexpr int kHeldExperts = 8;  // a lane, where they fit
 
 // A logit as an integer of the same order, and back. -0 counts as 0.
@@ -31,8 +31,8 @@ __device__ inline uint64_t largest_of_warp(uint64_t v) {
 }
 
 template <typename T, bool kHeld>
-__global__ void __launch_bounds__(kWarps * 32) moe_route_kernel(MoeRouteArgs a) {  // as ops/moe.h says
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+__global__ void __launch_bounds__(kRouteWarps * 32) moe_route_kernel(MoeRouteArgs a) {  // as ops/moe.h says
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * kRouteWarps + threadIdx.x / 32;
   if (r >= a.R) return;
   wait_for_previous();
   let_next_begin();
@@ -97,12 +97,12 @@ __global__ void __launch_bounds__(kWarps * 32) moe_route_kernel(MoeRouteArgs a) 
 
 Status moe_route(const MoeRouteArgs& a, Stream stream) {
   if (a.R == 0) return {};
-  const int64_t blocks = (a.R + kWarps - 1) / kWarps;
+  const int64_t blocks = (a.R + kRouteWarps - 1) / kRouteWarps;
   if (blocks > 0x7fffffff || a.E > 0x7fffffff) return {"moe_route: more than 2^31 - 1 blocks or experts"};
   return with_type(a.dtype, [&](auto number) {
     using T = typename decltype(number)::type;
     const auto kernel = a.E <= 32 * kHeldExperts ? moe_route_kernel<T, true> : moe_route_kernel<T, false>;
-    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kWarps * 32), 0, stream, gpu().sm >= 90, a);
+    return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kRouteWarps * 32), 0, stream, gpu().sm >= 90, a);
   });
 }
 

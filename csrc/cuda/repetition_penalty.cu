@@ -11,7 +11,7 @@
 namespace nybble::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kPenaltyThreads = 1024;
 using u64 = unsigned long long;
 
 struct Scratch {
@@ -21,10 +21,10 @@ struct Scratch {
 };
 
 // a: as in ops/sample.h, all on the device; scratch: the parts of a.scratch.
-__global__ void __launch_bounds__(kThreads) repetition_penalty_kernel(RepetitionPenaltyArgs a, Scratch scratch) {
+__global__ void __launch_bounds__(kPenaltyThreads) repetition_penalty_kernel(RepetitionPenaltyArgs a, Scratch scratch) {
   wait_for_previous();
   let_next_begin();
-  const unsigned blocks = cluster_blocks(), thread = cluster_rank() * kThreads + threadIdx.x;
+  const unsigned blocks = cluster_blocks(), thread = cluster_rank() * kPenaltyThreads + threadIdx.x;
   const int64_t b = blockIdx.x / blocks;
   const int64_t full = a.sustain < 0 ? a.L : min(a.sustain, a.L);
   const int64_t reach = full + min(a.decay, a.L - full);
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) repetition_penalty_kernel(Repetition
   unsigned* last = scratch.last + b * a.V;
   const auto each_place = [&](auto visit) {
 #pragma unroll 4
-    for (int64_t k = thread; k < reach; k += blocks * kThreads) {
+    for (int64_t k = thread; k < reach; k += blocks * kPenaltyThreads) {
       const int64_t t = __ldg(tokens - k);
       if (t >= 0 && t < a.V) visit(k, t);
     }
@@ -90,9 +90,9 @@ Status repetition_penalty(const RepetitionPenaltyArgs& a, Stream stream) {
   const Scratch scratch{fallen, count, count + a.B * a.L};
   unsigned blocks = 1;
   if (gpu().sm >= 90)
-    while (blocks < 8 && blocks * kThreads < a.L && 2 * blocks * a.B <= gpu().processors) blocks *= 2;
+    while (blocks < 8 && blocks * kPenaltyThreads < a.L && 2 * blocks * a.B <= gpu().processors) blocks *= 2;
   return launch_clusters(repetition_penalty_kernel, dim3(static_cast<unsigned>(a.B) * blocks), static_cast<int>(blocks),
-                         dim3(kThreads), 0, stream, gpu().sm >= 90, a, scratch);
+                         dim3(kPenaltyThreads), 0, stream, gpu().sm >= 90, a, scratch);
 }
 
 }  // namespace nybble::cuda

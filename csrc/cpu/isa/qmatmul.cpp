@@ -21,6 +21,12 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__AVX512VNNI__)
+namespace nybble::cpu::avx512 {
+Status qmatmul(const QMatmulArgs&);
+}
+#endif
+
 namespace nybble::cpu::NYBBLE_ISA {
 namespace {
 
@@ -382,6 +388,9 @@ Status qmatmul(const QMatmulArgs& a) {
   if (a.act_bits != 32 && a.act_bits != 16 && a.act_bits != 8) return {"qmatmul: act_bits is not 32, 16 or 8"};
   if (a.M == 0 || a.N == 0) return {};
   const int planes = planes_of(a);
+#if defined(__AVX512VNNI__)
+  if (planes == 0) return avx512::qmatmul(a);  // the same without integers: compiled there
+#endif
   const int64_t row_bytes = record_bytes_per_row(planes), last = (a.M - 1) / kGroup;
   const int64_t padded_rows = last * kGroup + group_rows(a.M, last);
   uint8_t* records = static_cast<uint8_t*>(a.scratch);
@@ -397,8 +406,9 @@ Status qmatmul(const QMatmulArgs& a) {
 #if defined(__AVX512VNNI__)
   if (planes == 2) multiply_all<Integers<2>>(a, records, row_bytes);
   if (planes == 1) multiply_all<Integers<1>>(a, records, row_bytes);
+#else
+  multiply_all<Floats>(a, records, row_bytes);
 #endif
-  if (planes == 0) multiply_all<Floats>(a, records, row_bytes);
   return {};
 }
 

@@ -37,10 +37,10 @@ inline void tile_rows(int64_t rows, const float* a, const float* b, int64_t b_st
     tile_rows<R - 1, RowStride, KStride>(rows, a, b, b_stride, c, c_stride, K, add);
 }
 
-// Any number of rows; `columns` of C, rounded up to whole tiles.
+// Any number of rows; `columns` of C, rounded up to whole tiles. Compiled once, not into each caller: it is long.
 template <int RowStride, int KStride>
-inline void multiply(int64_t rows, int64_t columns, const float* a, const float* b, int64_t b_stride, float* c,
-                     int64_t c_stride, int64_t K, bool add) {
+[[gnu::noinline]] void multiply(int64_t rows, int64_t columns, const float* a, const float* b, int64_t b_stride,
+                                float* c, int64_t c_stride, int64_t K, bool add) {
   constexpr int R = Vec::tile_rows;
   // Columns outside: their part of B stays in the first cache while the rows pass by.
   for (int64_t n = 0; n < columns; n += kTileColumns)

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cuda/codec/tile.cuh"
+#include "cuda/common/number.cuh"
 
 namespace nybble::cuda {
 
@@ -54,7 +55,7 @@ __device__ void decode_shifted(const TileLane<kBits>& words, const Numbers& numb
 #pragma unroll
     for (int v = 0; v < 2; ++v) {  // a zero may have more digits than T: in two parts
       const auto zero = Pair<T>::both(numbers.zero[v]);
-      const auto rest = Pair<T>::both(numbers.zero[v] - static_cast<float>(zero.x));
+      const auto rest = Pair<T>::both(numbers.zero[v] - to_float(zero.x));
 #pragma unroll
       for (int j = v; j < 8; j += 2) code[j] = __hsub2(__hsub2(code[j], zero), rest);
     }

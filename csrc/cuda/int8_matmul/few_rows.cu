@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kWarps * 32) few_rows_kernel(Int8MatmulArgs a)
     int all = 0;
 #pragma unroll
     for (int s = 0; s < kWarps; ++s) all += sums[s][n][m];
-    put(a, m, n0 + n, result(a, all, a.x_scale[m], n0 + n));
+    put(a, m, n0 + n, result(a, all, a.x_scale[m], a.w_scale[n0 + n], a.bias ? a.bias[n0 + n] : 0.0f));
   }
 }
 

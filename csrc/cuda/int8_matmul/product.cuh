@@ -72,10 +72,10 @@ inline bool boxes(const Int8MatmulArgs& a) {
   return gpu().is_sm90 && wide(a) && a.K > 0 && (a.M == 1 || a.x_stride >= a.K);
 }
 
-// The scales of row m and column n, their product first, as the CPU multiplies.
-__device__ inline float result(const Int8MatmulArgs& a, int sum, float x_scale, int64_t n) {
-  const float y = __fmul_rn(static_cast<float>(sum), __fmul_rn(x_scale, a.w_scale[n]));
-  return a.bias ? __fadd_rn(y, a.bias[n]) : y;
+// The scales of row and column, their product first, as the CPU multiplies.
+__device__ inline float result(const Int8MatmulArgs& a, int sum, float x_scale, float w_scale, float bias) {
+  const float y = __fmul_rn(static_cast<float>(sum), __fmul_rn(x_scale, w_scale));
+  return a.bias ? __fadd_rn(y, bias) : y;
 }
 
 // One number of y. The type is asked for here: it costs a kernel nothing, and one for each type would be three builds.

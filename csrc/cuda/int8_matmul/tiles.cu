@@ -113,24 +113,30 @@ __global__ void __launch_bounds__(kThreads) tiles_kernel(
     }
     stage = (stage + 1) % kStages;
   }
+  const auto column = [&](int j) { return n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2; };
+  float w_scale[8] = {}, bias[8] = {};
 #pragma unroll
-  for (int i = 0; i < kRows; ++i)
+  for (int j = 0; j < 8; ++j) {
+    if (gridDim.y > 1 || column(j) >= a.N) continue;
+    w_scale[j] = a.w_scale[column(j)];
+    if (a.bias) bias[j] = a.bias[column(j)];
+  }
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t m = m0 + wm + i * 16 + half * 8 + lane / 4;
-      if (m >= a.M) continue;
-      const float x_scale = a.x_scale[m];
+  for (int i = 0; i < 2 * kRows; ++i) {
+    const int64_t m = m0 + wm + i * 8 + lane / 4;
+    if (m >= a.M) break;
+    const float x_scale = a.x_scale[m];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const int64_t n = n0 + wn + j / 2 * 8 + lane % 4 * 2 + j % 2;
-        const int all = sum[i][j / 2][half * 2 + j % 2];
-        if (n >= a.N) continue;
-        if (gridDim.y > 1)
-          a.scratch[(blockIdx.y * a.M + m) * a.N + n] = all;
-        else
-          put(a, m, n, result(a, all, x_scale, n));
-      }
+    for (int j = 0; j < 8; ++j) {
+      const int64_t n = column(j);
+      const int all = sum[i / 2][j / 2][i % 2 * 2 + j % 2];
+      if (n >= a.N) continue;
+      if (gridDim.y > 1)
+        a.scratch[(blockIdx.y * a.M + m) * a.N + n] = all;
+      else
+        put(a, m, n, result(a, all, x_scale, w_scale[j], bias[j]));
     }
+  }
 }
 
 // Adds up what the shares of K left in a.scratch, a thread an element.
@@ -140,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) join_kernel(Int8MatmulArgs a,   // a
   if (n >= a.N) return;
   int all = 0;
   for (unsigned s = 0; s < shares; ++s) all += a.scratch[(s * a.M + m) * a.N + n];
-  put(a, m, n, result(a, all, a.x_scale[m], n));
+  put(a, m, n, result(a, all, a.x_scale[m], a.w_scale[n], a.bias ? a.bias[n] : 0.0f));
 }
 
 int rows_of_tile(const Int8MatmulArgs& a) { return a.M <= 64 ? 64 : 128; }

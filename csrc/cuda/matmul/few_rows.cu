@@ -118,8 +118,9 @@ Status matmul_few_rows(const MatmulArgs& a, Stream stream) {
       const bool whole = a.K % V == 0 && wide(a.x, a.x_dtype, a.x_stride, V) && wide(a.weight, a.w_dtype, a.K, V);
       if (!whole) return launch_shape<T, W, 1, Shape<1, 1, 4>>(a, stream);
       if (a.M == 1) return launch_shape<T, W, V, Shape<1, 2, 1, 4>>(a, stream);
-      if (a.M == 2) return launch_shape<T, W, V, Shape<2, 4, 1, 4>>(a, stream);
-      return launch_shape<T, W, V, Shape<4, 4, 1>>(a, stream);
+      if constexpr (sizeof(T) + sizeof(W) == 8)  // other types come with two rows at most (choose.cu)
+        if (a.M > 2) return launch_shape<T, W, V, Shape<4, 4, 1>>(a, stream);
+      return launch_shape<T, W, V, Shape<2, 4, 1, 4>>(a, stream);
     });
   });
 }

@@ -93,12 +93,16 @@ Status matmul_tiles(const MatmulArgs& a, Stream stream) {
   const bool whole =
       a.K % kShare == 0 && wide(a.x, a.x_dtype, a.x_stride, kShare) && wide(a.weight, a.w_dtype, a.K, kShare);
   return with_type(a.x_dtype, [&](auto x) {
-    return with_type(a.w_dtype, [&](auto w) {
+    return with_type(a.w_dtype, [&](auto w) -> Status {
       using T = typename decltype(x)::type;
       using W = typename decltype(w)::type;
-      const auto kernel = whole ? tiles_kernel<T, W, true> : tiles_kernel<T, W, false>;
-      return launch(kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
-                    a, static_cast<unsigned>(tiles_m));
+      if constexpr (std::is_same_v<T, W>) {
+        return {"matmul: many rows of one type are the library's"};
+      } else {
+        const auto kernel = whole ? tiles_kernel<T, W, true> : tiles_kernel<T, W, false>;
+        return launch(kernel, dim3(static_cast<unsigned>(tiles_m * tiles_n)), dim3(kThreads), 0, stream, gpu().sm >= 90,
+                      a, static_cast<unsigned>(tiles_m));
+      }
     });
   });
 }

@@ -22,20 +22,42 @@ struct Numbers {  // what a lane needs beside its codes
   const float* zero;
 };
 
-// sums[m][v] += the lane's share of x[m] . W[:, n], n = 8 v + lane / 4, over one tile.
-template <int kBits, typename T>
-__device__ void multiply_tile(const uint8_t* tile, Numbers numbers, const T* x, int64_t x_stride, int rows,
-                              const Matrix& m, int kb, float (&sums)[kRows][2]) {
-  const int lane = threadIdx.x % 32;
+template <int kBits>
+__device__ void read_codes(const uint8_t* tile, int lane, __half2 (&codes)[8]) {
   TileLane<kBits> words;
   words.load(tile, lane);
-  __half2 codes[8];
   decode<kBits, __half, 0>(words, codes);
+}
+
+__device__ void read_codes(int bits, const uint8_t* tile, int lane, __half2 (&codes)[8]) {
+  switch (bits) {
+    case 2:
+      return read_codes<2>(tile, lane, codes);
+    case 3:
+      return read_codes<3>(tile, lane, codes);
+    case 4:
+      return read_codes<4>(tile, lane, codes);
+    case 5:
+      return read_codes<5>(tile, lane, codes);
+    case 6:
+      return read_codes<6>(tile, lane, codes);
+    default:
+      return read_codes<8>(tile, lane, codes);
+  }
+}
+
+// sums[m][v] += the lane's share of x[m] . W[:, n], n = 8 v + lane / 4, over one tile.
+template <typename T>
+__device__ void multiply_tile(int bits, const uint8_t* tile, Numbers numbers, const T* x, int64_t x_stride, int rows,
+                              const Matrix& m, int kb, float (&sums)[kRows][2]) {
+  const int lane = threadIdx.x % 32;
+  __half2 codes[8];
+  read_codes(bits, tile, lane, codes);
   float scale[2], zero[2];
 #pragma unroll
   for (int v = 0; v < 2; ++v) {
     scale[v] = __half2float(numbers.scale[lane / 4 + 8 * v]);
-    zero[v] = numbers.zero == nullptr ? 1 << (kBits - 1) : numbers.zero[lane / 4 + 8 * v];
+    zero[v] = numbers.zero == nullptr ? 1 << (bits - 1) : numbers.zero[lane / 4 + 8 * v];
   }
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
@@ -83,27 +105,7 @@ __global__ void simt_kernel(const Matrix m,      // with the segments of this la
       const int64_t group = (nb * m.G + s.group + j / s.per) * kTileColumns;
       const Numbers numbers{reinterpret_cast<const __half*>(m.scales) + group,
                             m.zeros == nullptr ? nullptr : m.zeros + group};
-      const T* from = x + row * x_stride;
-      switch (s.bits) {
-        case 2:
-          multiply_tile<2>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-        case 3:
-          multiply_tile<3>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-        case 4:
-          multiply_tile<4>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-        case 5:
-          multiply_tile<5>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-        case 6:
-          multiply_tile<6>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-        case 8:
-          multiply_tile<8>(tile, numbers, from, x_stride, rows, m, s.first + j, sums);
-          break;
-      }
+      multiply_tile(s.bits, tile, numbers, x + row * x_stride, x_stride, rows, m, s.first + j, sums);
     }
   }
 #pragma unroll
