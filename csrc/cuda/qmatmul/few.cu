@@ -59,16 +59,13 @@ struct Cut {
   int32_t k_of[kFewSplits + 1];
   int16_t parts_of[kFewSplits], quads_of[kFewSplits];
   Ring ring;  // of a warp
-  size_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
+  size_t sums_at, digits_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
 
 // What is made of x for the product, beside what it is itself.
-enum class Made { nothing, sums, digits };
-
-size_t made_bytes(Made made, int rows, int quads) {
-  if (made == Made::digits) return few_digit_bytes(rows, quads);
-  return made == Made::sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0;
-}
+struct Made {
+  bool sums, digits;
+};
 
 // The k block at `cost` from the front, moved to where a quad begins.
 int k_at(const FewMatrix& m, int64_t cost) {
@@ -111,7 +108,8 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
   }
   columns = ceil_div(NB, clusters);
   c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
-  c.scratch_at = c.sums_at + made_bytes(made, rows, quads);
+  c.digits_at = c.sums_at + (made.sums ? (static_cast<size_t>(quads) * few_sums_step(rows) + 15) / 16 * 16 : 0);
+  c.scratch_at = c.digits_at + (made.digits ? few_digit_bytes(rows, quads) : 0);
   c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
   c.ring_at = (c.block_sums_at + (splits > 1 ? sizeof(float) * rows * columns * kTileColumns : 0) + 127) / 128 * 128;
   c.list_at = c.shares_at = c.ring_at;
@@ -184,7 +182,7 @@ template <typename T>
 FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
   const bool zeros = m.zeros != nullptr;
   return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots)
-                       : few_kernel_of<T>(m.part[0].bits, zeros, made == Made::digits);
+                       : few_kernel_of<T>(m.part[0].bits, zeros, made.digits);
 }
 
 // With `invariant` there is one plan for any number of rows.
@@ -199,13 +197,14 @@ struct Plan {
 // they save on three column blocks (H200).
 Plan plan(const QMatmulArgs& a, const FewMatrix& m, const Gpu& g) {
   const bool broad = ceil_div(ceil_div(m.N, kTileColumns), g.processors) > 3;
-  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && !takes_ring(m) && m.part[0].bits <= 3) {
-    const Cut c = cut(m, Made::digits, rows_at_once(a), g);
-    if (c.rows >= a.M) return {Made::digits, c};
+  bool narrow = false;
+  for (int i = 0; i < m.parts; ++i) narrow = narrow || (m.part[i].bits <= 3 && !m.part[i].fine);
+  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && narrow) {
+    const Made made{a.zeros != nullptr && takes_ring(m), true};
+    const Cut c = cut(m, made, rows_at_once(a), g);
+    if (c.rows >= a.M) return {made, c};
   }
-  bool tiny = false;
-  for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
-  const Made made = a.zeros != nullptr || tiny ? Made::sums : Made::nothing;
+  const Made made{a.zeros != nullptr || (narrow && a.x_dtype == DType::f16), false};
   return {made, cut(m, made, rows_at_once(a), g)};
 }
 
@@ -249,7 +248,8 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
   std::copy(std::begin(c.parts_of), std::end(c.parts_of), f.parts_of);
   std::copy(std::begin(c.quads_of), std::end(c.quads_of), f.quads_of);
-  f.sums_at = made != Made::nothing ? static_cast<int32_t>(c.sums_at) : 0;
+  f.sums_at = made.sums ? static_cast<int32_t>(c.sums_at) : 0;
+  f.digits_at = made.digits ? static_cast<int32_t>(c.digits_at) : 0;
   f.scratch_at = static_cast<int32_t>(c.scratch_at);
   f.block_sums_at = static_cast<int32_t>(c.block_sums_at);
   f.ring_at = static_cast<int32_t>(c.ring_at);

@@ -41,8 +41,8 @@ struct FewArgs {
   int16_t parts_of[kFewSplits], quads_of[kFewSplits];
   int32_t slot_bytes;           // of a warp's ring
   int32_t scales_at, zeros_at;  // bytes into a slot
-  // Bytes into shared memory. sums_at: of x, or its digits; 0: neither is wanted
-  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
+  // Bytes into shared memory. sums_at, digits_at: of x; 0: not wanted
+  int32_t sums_at, digits_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
 };
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
@@ -125,19 +125,14 @@ struct FewBlock {
     let_next_begin();
     staged().fetch();
   }
-  // Before the first product; so many groups of copies were begun after x.
-  template <int kAfter>
+  // Before the first product; so many groups of copies were begun after x. kSums, kDigits: may be wanted.
+  template <int kAfter, bool kSums, bool kDigits>
   __device__ void take_x() const {
     wait_for_copies<kAfter>();
-    if (a.sums_at != 0) staged().sum_up(sums());
-    __syncthreads();
-  }
-
-  // The same, as digits.
-  __device__ void take_digits() const {
-    wait_for_copies<0>();
-    __syncthreads();
-    few_write_digits<T>(shared, sums(), rows, quads, warp, kFewWarps, lane);
+    if ((a.sums_at | a.digits_at) != 0) __syncthreads();
+    if (kSums && a.sums_at != 0) staged().sum_up(sums());
+    if (kDigits && a.digits_at != 0)
+      few_write_digits<T>(shared, shared + a.digits_at, rows, quads, warp, kFewWarps, lane);
     __syncthreads();
   }
 
@@ -148,7 +143,7 @@ struct FewBlock {
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  __device__ FewDigits digits(int quad) const { return {shared_address(sums()), rows, quads, quad, lane}; }
+  __device__ FewDigits digits(int quad) const { return {shared_address(shared + a.digits_at), rows, quads, quad, lane}; }
 
   // Where stretch `stretch` of a part leaves its share of a column block.
   __device__ int slot_of(int part, int column, int stretch) const {

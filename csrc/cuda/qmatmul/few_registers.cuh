@@ -161,10 +161,7 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   QuadInRegisters<kBits, kZeros> quads[2][kBatch];
   int counts[2] = {source.fetch(quads[0]), 0};
   b.ask_for_x();
-  if constexpr (kDigits)
-    b.take_digits();
-  else
-    b.template take_x<0>();
+  b.template take_x<0, !kDigits, kDigits>();
 
   const auto operand = [&](int quad) {
     if constexpr (kDigits)

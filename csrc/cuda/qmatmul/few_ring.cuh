@@ -106,25 +106,38 @@ struct FewRing {
     commit_copies();
   }
 
-  __device__ __forceinline__ void multiply(const FewBatch& batch, const uint8_t* slot, FewOperand x,
-                                           float (&total)[4]) const {
+  // `x`, `digits`: from the block's first quad on.
+  __device__ __forceinline__ void multiply(const FewBatch& batch, const uint8_t* slot, const FewOperand& x,
+                                           const FewDigits& digits, float (&total)[4]) const {
     with_bits(batch.bits(), [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
-      if (batch.fine())
-        multiply_as<kBits, true>(batch.quads(), slot, x, total);
-      else
-        multiply_as<kBits, false>(batch.quads(), slot, x, total);
+      if (batch.fine()) {
+        multiply_as<FewProduct<T, kBits, true, kZeros>, kBits, true>(batch, slot, x, total);
+        return;
+      }
+      if constexpr (kBits <= 3) {
+        using Product = FewDigitProduct<kBits, kZeros>;
+        if (b.a.digits_at != 0) {
+          float sums[2] = {total[0], total[1]};
+          multiply_as<Product, kBits, false>(batch, slot, digits, sums);
+          total[0] = sums[0], total[1] = sums[1];
+          if (batch.share() >= 0) Product::finish(sums, total);
+          return;
+        }
+      }
+      multiply_as<FewProduct<T, kBits, false, kZeros>, kBits, false>(batch, slot, x, total);
     });
   }
 
  private:
-  template <int kBits, bool kFine>
-  __device__ __forceinline__ void multiply_as(int quads, const uint8_t* slot, FewOperand x, float (&total)[4]) const {
+  template <typename Product, int kBits, bool kFine, typename X, typename Total>
+  __device__ __forceinline__ void multiply_as(const FewBatch& batch, const uint8_t* slot, X x, Total& total) const {
     QuadInSlot<kBits, kFine, kZeros> quad{slot, reinterpret_cast<const __half*>(slot + b.a.scales_at) + b.lane / 4,
                                           reinterpret_cast<const float*>(slot + b.a.zeros_at) + b.lane / 4, b.lane};
+    x = x.after(batch.quad());
 #pragma unroll 1
-    for (int i = quads; i > 0; --i) {
-      FewProduct<T, kBits, kFine, kZeros>::add(quad, x, total, [] {});
+    for (int i = batch.quads(); i > 0; --i) {
+      Product::add(quad, x, total, [] {});
       quad.next();
       x = x.after(1);
     }
@@ -203,12 +216,15 @@ __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
   b.ask_for_x();
 #pragma unroll
   for (int i = kEarly; i < kSlots - 1; ++i) ring.bring(i, i);
-  b.template take_x<kSlots - 1 - kEarly>();
+  b.template take_x<kSlots - 1 - kEarly, true, true>();
 
   FewOperand x = b.operand(0);
   x.x = kept(static_cast<int>(x.x));
   x.sums = b.shared + kept(static_cast<int>(x.sums - b.shared));
   x.sums_step = kept(x.sums_step);
+  FewDigits digits = b.digits(0);
+  digits.planes = kept(static_cast<int>(digits.planes));
+  digits.numbers = kept(static_cast<int>(digits.numbers));
   float total[4] = {};
   int slot = 0, freed = kSlots - 1;
 #pragma unroll 1
@@ -217,7 +233,7 @@ __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
     __syncwarp();
     ring.bring(turn + kSlots - 1, freed);
     const FewBatch batch = ring.list[turn % kFewList];
-    ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x.after(batch.quad()), total);
+    ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x, digits, total);
     if (batch.share() >= 0) b.leave(batch.share(), total);
     freed = slot;
     if (++slot == kSlots) slot = 0;

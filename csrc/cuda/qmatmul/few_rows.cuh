@@ -105,9 +105,8 @@ struct FewRows {
     commit_copies();
   }
 
-  // Once the thread's copies are there: the sums of x. By tensor cores: every row of (ones) x^T is the sums.
+  // Of x that is there. By tensor cores: every row of (ones) x^T is the sums.
   __device__ void sum_up(uint8_t* sums) const {
-    __syncthreads();
     const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
     const unsigned one = pack<T>(1, 1), ones[4] = {one, one, one, one};
     const unsigned from = few_operand(shared_address(rows), a.M, quads, lane);
