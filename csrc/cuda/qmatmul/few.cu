@@ -56,8 +56,8 @@ Ring ring_of(const FewMatrix& m, Ring r) {
 struct Cut {
   int rows;  // of x at a time; 0: none fits
   int splits, clusters, columns, columns_more;
-  int32_t k_of[kFewSplits + 1];
-  int16_t parts_of[kFewSplits], quads_of[kFewSplits];
+  FewPart part[kFewCuts];
+  int16_t part_of[kFewSplits + 1], quads_of[kFewSplits];
   Ring ring;  // of a warp
   size_t sums_at, digits_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
@@ -80,6 +80,16 @@ int k_at(const FewMatrix& m, int64_t cost) {
   return k;
 }
 
+// What lies in k blocks `first` to `last` of a part; count may be 0.
+FewPart within(FewPart p, int first, int last) {
+  const int from = std::max(first, p.first), to = std::min(last, p.first + p.count);
+  p.at = from - p.first;
+  p.first = from;
+  p.count = std::max(0, to - from);
+  p.offset += p.at * p.bits;
+  return p;
+}
+
 // How `splits` blocks, with so many column blocks each, share the matrix, and what lies where in shared memory.
 Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, const Ring& ring) {
   const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
@@ -92,17 +102,23 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
   c.ring = ring;
   int64_t cost = 0;
   for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(m.part[i].quads()) * few_cost(m.part[i].bits);
-  int quads = 0, parts = 0;  // of a block, at most
-  for (int split = 1; split <= splits; ++split) {
-    c.k_of[split] = k_at(m, cost * split / splits);
+  int quads = 0, parts = 0, cuts = 0;  // of a block, at most; of all blocks
+  for (int split = 0; split < splits; ++split) {
+    const int first = k_at(m, cost * split / splits), last = k_at(m, cost * (split + 1) / splits);
     int its_quads = 0, its_parts = 0;
     for (int i = 0; i < m.parts; ++i) {
-      const FewPart p = m.part_within(i, c.k_of[split - 1], c.k_of[split]);
+      FewPart p = within(m.part[i], first, last);
+      if (p.count == 0) continue;
+      p.before = its_quads;
+      p.batch = static_cast<int8_t>(batch_of(p, m.zeros != nullptr, ring.batch_bytes));
+      p.per_quad = 1.0f / static_cast<float>(p.quads());
+      p.per_batch = 1.0f / static_cast<float>(p.batches());
+      c.part[cuts++] = p;
       its_quads += p.quads();
-      its_parts += p.count > 0 ? 1 : 0;
+      ++its_parts;
     }
-    c.parts_of[split - 1] = static_cast<int16_t>(its_parts);
-    c.quads_of[split - 1] = static_cast<int16_t>(its_quads);
+    c.part_of[split + 1] = static_cast<int16_t>(cuts);
+    c.quads_of[split] = static_cast<int16_t>(its_quads);
     quads = std::max(quads, its_quads);
     parts = std::max(parts, its_parts);
   }
@@ -173,7 +189,7 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
     const Segment& s = m.segment[i];
     const bool fine = s.per % 4 != 0 && s.per < s.count;
     const auto inverse = static_cast<uint32_t>(((1ull << 31) + s.per - 1) / s.per);
-    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, fine, 0};
+    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, 0, 0, 0, fine, 0};
   }
   return true;
 }
@@ -245,8 +261,8 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.splits = c.splits;
   f.columns = c.columns;
   f.columns_more = c.columns_more;
-  std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
-  std::copy(std::begin(c.parts_of), std::end(c.parts_of), f.parts_of);
+  std::copy(std::begin(c.part), std::end(c.part), f.m.part);
+  std::copy(std::begin(c.part_of), std::end(c.part_of), f.part_of);
   std::copy(std::begin(c.quads_of), std::end(c.quads_of), f.quads_of);
   f.sums_at = made.sums ? static_cast<int32_t>(c.sums_at) : 0;
   f.digits_at = made.digits ? static_cast<int32_t>(c.digits_at) : 0;
@@ -258,7 +274,6 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.slot_bytes = c.ring.slot_bytes;
   f.scales_at = c.ring.scales_at;
   f.zeros_at = c.ring.zeros_at;
-  for (FewPart& p : f.m.part) p.batch = static_cast<int8_t>(batch_of(p, f.m.zeros != nullptr, c.ring.batch_bytes));
   f.x.x_stride = a.x_stride;
   f.x.before = a.norm != nullptr                       ? Before::norm
                : a.gate == static_cast<int>(Act::silu) ? Before::silu

@@ -153,11 +153,10 @@ template <typename T, int kBits, bool kZeros, bool kDigits>
 __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   constexpr int kBatch = kFewBatch<kBits, kDigits>;
   using Product = std::conditional_t<kDigits, FewDigitProduct<kBits, kZeros>, FewProduct<T, kBits, false, kZeros>>;
-  typename FewBlock<T>::Walk walk(b);
-  walk.next();
-  const auto stretch = b.stretch_of(walk);
-  const int each = walk.part.quads();
-  FewSource<T, kBits, kZeros, kBatch> source(b, walk.part, stretch.from, stretch.to);
+  const FewPart part = b.part(0);
+  const int each = part.quads(), all = b.columns * each;
+  const int from = all * b.warp / kFewWarps, to = all * (b.warp + 1) / kFewWarps;
+  FewSource<T, kBits, kZeros, kBatch> source(b, part, from, to);
   QuadInRegisters<kBits, kZeros> quads[2][kBatch];
   int counts[2] = {source.fetch(quads[0]), 0};
   b.ask_for_x();
@@ -169,7 +168,7 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
     else
       return b.operand(quad);
   };
-  int column = stretch.from / each, at = stretch.from - column * each;  // quad of the column block
+  int column = from / each, at = from - column * each;  // quad of the column block
   auto x = operand(at);
   const auto begin = [&] {
     if (b.lane == 0) b.begins(0, column, b.slot_of(0, column, b.warp));
