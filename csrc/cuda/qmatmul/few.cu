@@ -22,13 +22,18 @@ int clusters_at_once(int splits, const Gpu& g) {
 
 bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
 
-// A warp's ring: how many batches, of how many bytes of tiles (a quad may have more), and what lies where in a slot.
+// A warp's ring: how many batches, of how many bytes of tiles (a quad may have more), what the product takes by it, and
+// what lies where in a slot.
 struct Ring {
   int slots, batch_bytes;
+  double time;
   int scales_at, zeros_at, slot_bytes;
 };
 constexpr Ring kRings[] = {
-    {kFewSlots, kFewMostBatch}, {kFewLeastSlots, 2048}, {kFewLeastSlots, 512}};  // smaller where memory is short
+    {kFewSlots, kFewMostBatch, 1},  // and where memory is short
+    {kFewSlots, 2048, 1.05},
+    {kFewLeastSlots, 2048, 1.1},
+    {kFewLeastSlots, 512, 1.2}};
 
 // log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
 int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
@@ -138,14 +143,13 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
 }
 
 // The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
-// reads 34 of them in a nanosecond, a cluster costs a microsecond, each smaller ring a tenth, and where blocks take
-// turns they begin anew, with x.
+// reads 34 of them in a nanosecond, a cluster costs a microsecond, and where blocks take turns they begin anew, with x.
 Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
   for (int i = 0; i < m.parts; ++i) quads += m.part[i].quads();
   Cut best{};
-  double least = 0, slower = 1;
+  double least = 0;
   for (const Ring& sizes : kRings) {
     const Ring ring = ring_of(m, sizes);
     for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {
@@ -157,12 +161,11 @@ Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
         c = cut_into(m, made, rows, splits, columns = ceil_div(columns, 2), ring);
       if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
       const int turns = ceil_div(c.clusters, at_once);
-      const double time = slower * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
-                          (turns - 1) * (1500 + c.sums_at / 40.0);
+      const double time = sizes.time * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
+                          (turns - 1) * (1500 + c.scratch_at / 40.0);
       if (best.rows == 0 || time < least) best = c, least = time;
     }
     if (!takes_ring(m)) break;
-    slower += 0.1;
   }
   return best;
 }

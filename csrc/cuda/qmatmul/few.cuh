@@ -97,7 +97,9 @@ struct FewBlock {
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
-    for (int i = threadIdx.x; i < few_slots(parts, columns) * rows * kFewShareRow; i += kFewThreads) share(0)[i] = 0;
+    auto* shares = reinterpret_cast<float4*>(share(0));
+    for (int i = threadIdx.x; i < few_slots(parts, columns) * rows * (kFewShareRow / 4); i += kFewThreads)
+      shares[i] = {0, 0, 0, 0};
     if (threadIdx.x < parts) {
       const int part = threadIdx.x;
       first_slots()[part * (columns + 1) + columns] = (part + 1) * (columns + kFewWarps);
