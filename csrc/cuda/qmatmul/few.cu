@@ -30,10 +30,7 @@ struct Ring {
   int scales_at, zeros_at, slot_bytes;
 };
 constexpr Ring kRings[] = {
-    {kFewSlots, kFewMostBatch, 1},  // and where memory is short
-    {kFewSlots, 2048, 1.05},
-    {kFewLeastSlots, 2048, 1.1},
-    {kFewLeastSlots, 512, 1.2}};
+    {kFewSlots, kFewMostBatch, 1}, {kFewSlots, 2048, 1.05}, {kFewLeastSlots, 2048, 1.1}, {kFewLeastSlots, 512, 1.2}};
 
 // log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
 int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
@@ -200,8 +197,7 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
 template <typename T>
 FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
   const bool zeros = m.zeros != nullptr;
-  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots)
-                       : few_kernel_of<T>(m.part[0].bits, zeros, made.digits);
+  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots) : few_kernel_of<T>(m.part[0].bits, zeros, made.digits);
 }
 
 // With `invariant` there is one plan for any number of rows.

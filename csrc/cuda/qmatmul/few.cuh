@@ -7,10 +7,9 @@
 //      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the part, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers. One or
-//   two
-//                       rows times 2 or 3 bits go in whole numbers (few_digits.cuh)
+//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers
 //   few_ring.cuh        anything else: into a ring of its own in shared memory
+//   few_digits.cuh      in both, one or two rows times 2 or 3 bits, a group to four tiles or more: in whole numbers
 //
 // No barrier stands between the memory and the tensor cores. What a warp sums up of a column block it leaves in shared
 // memory; at the end the shares of each column block are added up in order, and those of the cluster's blocks. Weights
@@ -126,7 +125,9 @@ struct FewBlock {
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  __device__ FewDigits digits(int quad) const { return {shared_address(shared + a.digits_at), rows, quads, quad, lane}; }
+  __device__ FewDigits digits(int quad) const {
+    return {shared_address(shared + a.digits_at), rows, quads, quad, lane};
+  }
 
   // Where stretch `stretch` of a part leaves its share of a column block.
   __device__ int slot_of(int part, int column, int stretch) const {

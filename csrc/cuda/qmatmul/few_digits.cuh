@@ -1,5 +1,5 @@
-// Narrow codes times one or two rows of x in whole numbers, for few_registers.cuh: masked out of their words four at a
-// time, codes are operands of the int8 tensor cores as they stand.
+// Narrow codes times one or two rows of x in whole numbers, for few_registers.cuh and few_ring.cuh: masked out of their
+// words four at a time, codes are operands of the int8 tensor cores as they stand.
 //
 //   x of a quad (128 k) in fixed point:  x = q 2^(e-21),  |q| < 2^22,  q = d0 + 2^8 d1 + 2^16 d2,  digits -128 ... 127
 //

@@ -26,8 +26,8 @@ struct FewPart {
   int32_t at;            // k blocks from the start of the segment to `first`: a multiple of 4
   int32_t group;         // of the segment's first k block
   int32_t bits;
-  uint32_t inverse;  // of the k blocks a group: 2^31 / it, rounded up
-  int32_t before;    // quads of the block's parts before it
+  uint32_t inverse;           // of the k blocks a group: 2^31 / it, rounded up
+  int32_t before;             // quads of the block's parts before it
   float per_quad, per_batch;  // 1 / quads(), 1 / batches()
   bool fine;                  // four k blocks may have several groups
   int8_t batch;               // log2 of how many quads a ring's slot takes
