@@ -152,7 +152,8 @@ template <typename T, int kBits, bool kZeros, bool kDigits>
 __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   constexpr int kBatch = kFewBatch<kBits, kDigits>;
   using Product = std::conditional_t<kDigits, FewDigitProduct<kBits, kZeros>, FewProduct<T, kBits, false, kZeros>>;
-  const FewPart& part = b.part(0);
+  // A copy is read faster; 8 bits with zeros have no registers for it.
+  const std::conditional_t<kBits == 8 && kZeros, const FewPart&, FewPart> part = b.part(0);
   const int each = part.quads(), all = b.columns * each;
   const int from = all * b.warp / kFewWarps, to = all * (b.warp + 1) / kFewWarps;
   FewSource<T, kBits, kZeros, kBatch> source(b, part, from, to);
