@@ -30,7 +30,10 @@ struct Ring {
   int scales_at, zeros_at, slot_bytes;
 };
 constexpr Ring kRings[] = {
-    {kFewSlots, kFewMostBatch, 1}, {kFewSlots, 2048, 1.05}, {kFewLeastSlots, 2048, 1.1}, {kFewLeastSlots, 512, 1.2}};
+    {kFewSlots, kFewMostBatch, 1}, {kFewLeastSlots, kFewMostBatch, 1.01},
+    {kFewSlots, 2048, 1.05},       {kFewLeastSlots, 2048, 1.1},
+    {kFewLeastSlots, 512, 1.2},
+};
 
 // log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
 int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
@@ -140,7 +143,9 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
 }
 
 // The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
-// reads 34 of them in a nanosecond, a cluster costs a microsecond, and where blocks take turns they begin anew, with x.
+// reads 34 of them in a nanosecond, a cluster costs a microsecond, a slot a tenth, and where blocks take turns they
+// begin anew, with x. In a cluster a block may have wide quads alone, of which a slot takes few: then two slots are too
+// few for memory, where it is that a product waits for.
 Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
@@ -158,8 +163,9 @@ Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
         c = cut_into(m, made, rows, splits, columns = ceil_div(columns, 2), ring);
       if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
       const int turns = ceil_div(c.clusters, at_once);
-      const double time = sizes.time * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
-                          (turns - 1) * (1500 + c.scratch_at / 40.0);
+      const double slower = splits > 1 && rows <= 2 && ring.slots == kFewLeastSlots ? 1.1 : 1;
+      const double time = slower * ring.time * m.column_bytes / 34.0 * columns * turns / splits + 100 * ring.slots +
+                          (splits > 1 ? 1000 : 0) + (turns - 1) * (1500 + c.scratch_at / 40.0);
       if (best.rows == 0 || time < least) best = c, least = time;
     }
     if (!takes_ring(m)) break;

@@ -15,7 +15,7 @@
 
 namespace nybble::cuda {
 
-// Slots of a ring: one is multiplied, the others are on their way. Fewer where memory is short.
+// Slots of a ring: one is multiplied, the others are on their way. Fewer where memory is short, or batches are few.
 constexpr int kFewSlots = 3, kFewLeastSlots = 2;
 // Batches that are asked for before x is: more, and x waits in the queue behind them.
 constexpr int kFewEarly = 1;
