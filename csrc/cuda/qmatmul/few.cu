@@ -218,14 +218,14 @@ struct Plan {
 // they save on three column blocks (H200).
 Plan plan(const QMatmulArgs& a, const FewMatrix& m, const Gpu& g) {
   const bool broad = ceil_div(ceil_div(m.N, kTileColumns), g.processors) > 3;
-  bool narrow = false;
-  for (int i = 0; i < m.parts; ++i) narrow = narrow || (m.part[i].bits <= 3 && !m.part[i].fine);
-  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && narrow) {
+  int narrow = 0;  // k blocks that digits are for; all of x is turned to them
+  for (int i = 0; i < m.parts; ++i) narrow += m.part[i].bits <= 3 && !m.part[i].fine ? m.part[i].count : 0;
+  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && 3 * narrow >= a.KB) {
     const Made made{a.zeros != nullptr && takes_ring(m), true};
     const Cut c = cut(m, made, rows_at_once(a), g);
     if (c.rows >= a.M) return {made, c};
   }
-  const Made made{a.zeros != nullptr || (narrow && a.x_dtype == DType::f16), false};
+  const Made made{a.zeros != nullptr || (narrow > 0 && a.x_dtype == DType::f16), false};
   return {made, cut(m, made, rows_at_once(a), g)};
 }
 
