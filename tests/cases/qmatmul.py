@@ -170,20 +170,25 @@ def mixture_qmatmul_cases() -> Iterator[Case]:
         "exl2": (Segment(8, 1440, 32), Segment(4, 384, 128), Segment(3, 992, 128)),
         "odd": (Segment(5, 160, 96), Segment(2, 640, 32), Segment(6, 96, 64), Segment(4, 320, 256)),
         "small": (Segment(3, 32, 32), Segment(8, 64, 32), Segment(2, 96, 32)),
+        "narrow": (Segment(4, 160, 32), Segment(3, 672, 128), Segment(2, 416, 256)),
     }
     for dtype, (name, segments) in itertools.product(
         (torch.float16, torch.bfloat16), mixtures.items()
     ):
         K = sum(segment.rows for segment in segments)
+        # Two rows take whole numbers where the matrix is broad.
+        broad = [(2, 6400, False, False)] if name == "narrow" else []
         for M, N, zeros, permuted in (
             (1, 104, False, False),
+            (1, 40, True, True),
             (3, 40, True, True),
             (8, 600, True, False),
+            *broad,
         ):
             m = random_mixture(K, N, segments, permuted=permuted, zeros=zeros)
             if m.zeros is not None:
                 m.zeros.add_(torch.rand_like(m.zeros))
-            yield qmatmul_case(f"{name}-{dtype}-m{M}", torch.randn(M, K).to(dtype), m)
+            yield qmatmul_case(f"{name}-{dtype}-m{M}-n{N}", torch.randn(M, K).to(dtype), m)
 
 
 def narrow_qmatmul_cases() -> Iterator[Case]:

@@ -22,13 +22,18 @@ int clusters_at_once(int splits, const Gpu& g) {
 
 bool takes_ring(const FewMatrix& m) { return m.parts > 1 || m.part[0].fine; }
 
-// A warp's ring: how many batches, of how many bytes of tiles (a quad may have more), and what lies where in a slot.
+// A warp's ring: how many batches, of how many bytes of tiles (a quad may have more), what the product takes by it, and
+// what lies where in a slot.
 struct Ring {
   int slots, batch_bytes;
+  double time;
   int scales_at, zeros_at, slot_bytes;
 };
 constexpr Ring kRings[] = {
-    {kFewSlots, kFewMostBatch}, {kFewLeastSlots, 2048}, {kFewLeastSlots, 512}};  // smaller where memory is short
+    {kFewSlots, kFewMostBatch, 1}, {kFewLeastSlots, kFewMostBatch, 1.01},
+    {kFewSlots, 2048, 1.05},       {kFewLeastSlots, 2048, 1.1},
+    {kFewLeastSlots, 512, 1.2},
+};
 
 // log2 of the quads of a batch. A warp copies 32 pieces of its zeros, four of each group.
 int batch_of(const FewPart& p, bool zeros, int batch_bytes) {
@@ -56,19 +61,16 @@ Ring ring_of(const FewMatrix& m, Ring r) {
 struct Cut {
   int rows;  // of x at a time; 0: none fits
   int splits, clusters, columns, columns_more;
-  int32_t k_of[kFewSplits + 1];
-  int16_t parts_of[kFewSplits], quads_of[kFewSplits];
+  FewPart part[kFewCuts];
+  int16_t part_of[kFewSplits + 1], quads_of[kFewSplits];
   Ring ring;  // of a warp
-  size_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
+  size_t sums_at, digits_at, scratch_at, block_sums_at, ring_at, list_at, shares_at, shared;
 };
 
 // What is made of x for the product, beside what it is itself.
-enum class Made { nothing, sums, digits };
-
-size_t made_bytes(Made made, int rows, int quads) {
-  if (made == Made::digits) return few_digit_bytes(rows, quads);
-  return made == Made::sums ? static_cast<size_t>(quads) * few_sums_step(rows) : 0;
-}
+struct Made {
+  bool sums, digits;
+};
 
 // The k block at `cost` from the front, moved to where a quad begins.
 int k_at(const FewMatrix& m, int64_t cost) {
@@ -83,6 +85,16 @@ int k_at(const FewMatrix& m, int64_t cost) {
   return k;
 }
 
+// What lies in k blocks `first` to `last` of a part; count may be 0.
+FewPart within(FewPart p, int first, int last) {
+  const int from = std::max(first, p.first), to = std::min(last, p.first + p.count);
+  p.at = from - p.first;
+  p.first = from;
+  p.count = std::max(0, to - from);
+  p.offset += p.at * p.bits;
+  return p;
+}
+
 // How `splits` blocks, with so many column blocks each, share the matrix, and what lies where in shared memory.
 Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, const Ring& ring) {
   const int NB = ceil_div(m.N, kTileColumns), clusters = ceil_div(NB, columns);
@@ -95,23 +107,30 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
   c.ring = ring;
   int64_t cost = 0;
   for (int i = 0; i < m.parts; ++i) cost += static_cast<int64_t>(m.part[i].quads()) * few_cost(m.part[i].bits);
-  int quads = 0, parts = 0;  // of a block, at most
-  for (int split = 1; split <= splits; ++split) {
-    c.k_of[split] = k_at(m, cost * split / splits);
+  int quads = 0, parts = 0, cuts = 0;  // of a block, at most; of all blocks
+  for (int split = 0; split < splits; ++split) {
+    const int first = k_at(m, cost * split / splits), last = k_at(m, cost * (split + 1) / splits);
     int its_quads = 0, its_parts = 0;
     for (int i = 0; i < m.parts; ++i) {
-      const FewPart p = m.part_within(i, c.k_of[split - 1], c.k_of[split]);
+      FewPart p = within(m.part[i], first, last);
+      if (p.count == 0) continue;
+      p.before = its_quads;
+      p.batch = static_cast<int8_t>(batch_of(p, m.zeros != nullptr, ring.batch_bytes));
+      p.per_quad = 1.0f / static_cast<float>(p.quads());
+      p.per_batch = 1.0f / static_cast<float>(p.batches());
+      c.part[cuts++] = p;
       its_quads += p.quads();
-      its_parts += p.count > 0 ? 1 : 0;
+      ++its_parts;
     }
-    c.parts_of[split - 1] = static_cast<int16_t>(its_parts);
-    c.quads_of[split - 1] = static_cast<int16_t>(its_quads);
+    c.part_of[split + 1] = static_cast<int16_t>(cuts);
+    c.quads_of[split] = static_cast<int16_t>(its_quads);
     quads = std::max(quads, its_quads);
     parts = std::max(parts, its_parts);
   }
   columns = ceil_div(NB, clusters);
   c.sums_at = static_cast<size_t>(rows) * few_row_bytes(quads);
-  c.scratch_at = c.sums_at + made_bytes(made, rows, quads);
+  c.digits_at = c.sums_at + (made.sums ? (static_cast<size_t>(quads) * few_sums_step(rows) + 15) / 16 * 16 : 0);
+  c.scratch_at = c.digits_at + (made.digits ? few_digit_bytes(rows, quads) : 0);
   c.block_sums_at = c.scratch_at + sizeof(float) * kFewScratch * rows;
   c.ring_at = (c.block_sums_at + (splits > 1 ? sizeof(float) * rows * columns * kTileColumns : 0) + 127) / 128 * 128;
   c.list_at = c.shares_at = c.ring_at;
@@ -124,14 +143,15 @@ Cut cut_into(const FewMatrix& m, Made made, int rows, int splits, int columns, c
 }
 
 // The plan for so many rows that takes the least time, as far as it follows from bytes: a multiprocessor of an H200
-// reads 34 of them in a nanosecond, a cluster costs a microsecond, each smaller ring a tenth, and where blocks take
-// turns they begin anew, with x.
+// reads 34 of them in a nanosecond, a cluster costs a microsecond, a slot a tenth, and where blocks take turns they
+// begin anew, with x. In a cluster a block may have wide quads alone, of which a slot takes few: then two slots are too
+// few for memory, where it is that a product waits for.
 Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   const int NB = ceil_div(m.N, kTileColumns);
   int quads = 0;
   for (int i = 0; i < m.parts; ++i) quads += m.part[i].quads();
   Cut best{};
-  double least = 0, slower = 1;
+  double least = 0;
   for (const Ring& sizes : kRings) {
     const Ring ring = ring_of(m, sizes);
     for (int splits = 1; splits <= (g.sm >= 90 ? kFewSplits : 1) && splits <= quads; splits *= 2) {
@@ -143,12 +163,12 @@ Cut fastest(const FewMatrix& m, Made made, int rows, const Gpu& g) {
         c = cut_into(m, made, rows, splits, columns = ceil_div(columns, 2), ring);
       if (c.shared > static_cast<size_t>(g.shared_memory)) continue;
       const int turns = ceil_div(c.clusters, at_once);
-      const double time = slower * m.column_bytes / 34.0 * columns * turns / splits + (splits > 1 ? 1000 : 0) +
-                          (turns - 1) * (1500 + c.sums_at / 40.0);
+      const double slower = splits > 1 && rows <= 2 && ring.slots == kFewLeastSlots ? 1.1 : 1;
+      const double time = slower * ring.time * m.column_bytes / 34.0 * columns * turns / splits + 100 * ring.slots +
+                          (splits > 1 ? 1000 : 0) + (turns - 1) * (1500 + c.scratch_at / 40.0);
       if (best.rows == 0 || time < least) best = c, least = time;
     }
     if (!takes_ring(m)) break;
-    slower += 0.1;
   }
   return best;
 }
@@ -175,7 +195,7 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
     const Segment& s = m.segment[i];
     const bool fine = s.per % 4 != 0 && s.per < s.count;
     const auto inverse = static_cast<uint32_t>(((1ull << 31) + s.per - 1) / s.per);
-    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, fine, 0};
+    out->part[i] = {s.first, s.count, s.offset, 0, s.group, s.bits, inverse, 0, 0, 0, fine, 0};
   }
   return true;
 }
@@ -183,8 +203,7 @@ bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
 template <typename T>
 FewKernel kernel_for(const FewMatrix& m, Made made, int slots) {
   const bool zeros = m.zeros != nullptr;
-  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots)
-                       : few_kernel_of<T>(m.part[0].bits, zeros, made == Made::digits);
+  return takes_ring(m) ? few_ring_kernel_of<T>(zeros, slots) : few_kernel_of<T>(m.part[0].bits, zeros, made.digits);
 }
 
 // With `invariant` there is one plan for any number of rows.
@@ -199,13 +218,14 @@ struct Plan {
 // they save on three column blocks (H200).
 Plan plan(const QMatmulArgs& a, const FewMatrix& m, const Gpu& g) {
   const bool broad = ceil_div(ceil_div(m.N, kTileColumns), g.processors) > 3;
-  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && !takes_ring(m) && m.part[0].bits <= 3) {
-    const Cut c = cut(m, Made::digits, rows_at_once(a), g);
-    if (c.rows >= a.M) return {Made::digits, c};
+  int narrow = 0;  // k blocks that digits are for; all of x is turned to them
+  for (int i = 0; i < m.parts; ++i) narrow += m.part[i].bits <= 3 && !m.part[i].fine ? m.part[i].count : 0;
+  if (a.M <= (broad ? kFewDigitRows : 1) && !a.invariant && 3 * narrow >= a.KB) {
+    const Made made{a.zeros != nullptr && takes_ring(m), true};
+    const Cut c = cut(m, made, rows_at_once(a), g);
+    if (c.rows >= a.M) return {made, c};
   }
-  bool tiny = false;
-  for (int i = 0; i < m.parts; ++i) tiny = tiny || few_is_tiny(a.x_dtype == DType::f16, m.part[i].bits, m.part[i].fine);
-  const Made made = a.zeros != nullptr || tiny ? Made::sums : Made::nothing;
+  const Made made{a.zeros != nullptr || (narrow > 0 && a.x_dtype == DType::f16), false};
   return {made, cut(m, made, rows_at_once(a), g)};
 }
 
@@ -246,10 +266,11 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.splits = c.splits;
   f.columns = c.columns;
   f.columns_more = c.columns_more;
-  std::copy(std::begin(c.k_of), std::end(c.k_of), f.k_of);
-  std::copy(std::begin(c.parts_of), std::end(c.parts_of), f.parts_of);
+  std::copy(std::begin(c.part), std::end(c.part), f.m.part);
+  std::copy(std::begin(c.part_of), std::end(c.part_of), f.part_of);
   std::copy(std::begin(c.quads_of), std::end(c.quads_of), f.quads_of);
-  f.sums_at = made != Made::nothing ? static_cast<int32_t>(c.sums_at) : 0;
+  f.sums_at = made.sums ? static_cast<int32_t>(c.sums_at) : 0;
+  f.digits_at = made.digits ? static_cast<int32_t>(c.digits_at) : 0;
   f.scratch_at = static_cast<int32_t>(c.scratch_at);
   f.block_sums_at = static_cast<int32_t>(c.block_sums_at);
   f.ring_at = static_cast<int32_t>(c.ring_at);
@@ -258,7 +279,6 @@ Status qmatmul_few(const QMatmulArgs& given, Stream stream) {
   f.slot_bytes = c.ring.slot_bytes;
   f.scales_at = c.ring.scales_at;
   f.zeros_at = c.ring.zeros_at;
-  for (FewPart& p : f.m.part) p.batch = static_cast<int8_t>(batch_of(p, f.m.zeros != nullptr, c.ring.batch_bytes));
   f.x.x_stride = a.x_stride;
   f.x.before = a.norm != nullptr                       ? Before::norm
                : a.gate == static_cast<int>(Act::silu) ? Before::silu

@@ -7,10 +7,9 @@
 //      |---- column block 0 ----|---- column block 1 ----|---- column block 2 ----|   k of the part, front to back
 //      |    warp 0   |    warp 1   |    warp 2   | ...
 //
-//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers. One or
-//   two
-//                       rows times 2 or 3 bits go in whole numbers (few_digits.cuh)
+//   few_registers.cuh   one width, a group to four tiles or more: a warp reads tiles straight into registers
 //   few_ring.cuh        anything else: into a ring of its own in shared memory
+//   few_digits.cuh      in both, one or two rows times 2 or 3 bits, a group to four tiles or more: in whole numbers
 //
 // No barrier stands between the memory and the tensor cores. What a warp sums up of a column block it leaves in shared
 // memory; at the end the shares of each column block are added up in order, and those of the cluster's blocks. Weights
@@ -25,7 +24,6 @@
 namespace nybble::cuda {
 
 constexpr int kFewRows = 8;  // of one operand B
-constexpr int kFewSplits = 8;
 
 struct FewArgs {
   FewMatrix m;
@@ -36,13 +34,12 @@ struct FewArgs {
   int32_t splits;   // blocks of a cluster
   int32_t columns;  // column blocks of a cluster, and how many clusters have one more
   int32_t columns_more;
-  int32_t k_of[kFewSplits + 1];  // the k block that each of the splits begins with
-  // What lies there: parts, and quads of a column block.
-  int16_t parts_of[kFewSplits], quads_of[kFewSplits];
+  // Of each of the splits: its first part, and the quads that a column block has there.
+  int16_t part_of[kFewSplits + 1], quads_of[kFewSplits];
   int32_t slot_bytes;           // of a warp's ring
   int32_t scales_at, zeros_at;  // bytes into a slot
-  // Bytes into shared memory. sums_at: of x, or its digits; 0: neither is wanted
-  int32_t sums_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
+  // Bytes into shared memory. sums_at, digits_at: of x; 0: not wanted
+  int32_t sums_at, digits_at, scratch_at, block_sums_at, ring_at, list_at, shares_at;
 };
 
 constexpr int kFewWarps = 16, kFewThreads = 32 * kFewWarps;
@@ -64,8 +61,8 @@ struct FewBlock {
   uint8_t* shared;
   int lane, warp, rank, rows;
   int column_first, columns;  // column blocks of the cluster
-  int k_first, k_last;        // k blocks of the block
-  int parts, quads;           // that lie there, of a column block
+  int first_part, parts;      // of the block
+  int quads;                  // that a column block has there
 
   __device__ FewBlock(const FewArgs& args, uint8_t* memory)
       : a(args), m(args.m), shared(memory), lane(threadIdx.x % 32), rows(args.x.M) {
@@ -74,29 +71,12 @@ struct FewBlock {
     const int cluster = a.splits > 1 ? blockIdx.x / a.splits : blockIdx.x;
     column_first = cluster * a.columns + min(cluster, a.columns_more);
     columns = a.columns + (cluster < a.columns_more ? 1 : 0);
-    k_first = a.k_of[rank];
-    k_last = a.k_of[rank + 1];
-    parts = a.parts_of[rank];
+    first_part = a.part_of[rank];
+    parts = a.part_of[rank + 1] - first_part;
     quads = a.quads_of[rank];
   }
 
-  // The block's parts, one after another: `for (Walk w(block); w.next();)`.
-  struct Walk {
-    const FewBlock& block;
-    FewPart part;
-    int number, before;  // of the part; quads of a column block before it
-    int at;
-
-    __device__ explicit Walk(const FewBlock& b) : block(b), part{}, number(-1), before(0), at(0) {}
-    __device__ __forceinline__ bool next() {
-      before += part.quads();
-      for (; at < block.m.parts; ++at) {
-        part = block.m.part_within(at, block.k_first, block.k_last);
-        if (part.count > 0) return ++at, ++number, true;
-      }
-      return false;
-    }
-  };
+  __device__ const FewPart& part(int i) const { return m.part[first_part + i]; }
 
   // Shared memory: x, its sums, what its norm needs, the block's sums, the rings, the shares, the first of each pair's.
   __device__ uint8_t* sums() const { return shared + a.sums_at; }
@@ -111,12 +91,14 @@ struct FewBlock {
 
   __device__ FewRows<T, kFewThreads> staged() const {
     auto* scratch = reinterpret_cast<float*>(shared + a.scratch_at);
-    return {a.x, m, shared, scratch, k_first, k_last, quads};
+    return {a.x, m, shared, scratch, first_part, parts, quads};
   }
 
   // After the first weights were asked for: asks for x.
   __device__ void ask_for_x() const {
-    for (int i = threadIdx.x; i < few_slots(parts, columns) * rows * kFewShareRow; i += kFewThreads) share(0)[i] = 0;
+    auto* shares = reinterpret_cast<float4*>(share(0));
+    for (int i = threadIdx.x; i < few_slots(parts, columns) * rows * (kFewShareRow / 4); i += kFewThreads)
+      shares[i] = {0, 0, 0, 0};
     if (threadIdx.x < parts) {
       const int part = threadIdx.x;
       first_slots()[part * (columns + 1) + columns] = (part + 1) * (columns + kFewWarps);
@@ -125,19 +107,14 @@ struct FewBlock {
     let_next_begin();
     staged().fetch();
   }
-  // Before the first product; so many groups of copies were begun after x.
-  template <int kAfter>
+  // Before the first product; so many groups of copies were begun after x. kSums, kDigits: may be wanted.
+  template <int kAfter, bool kSums, bool kDigits>
   __device__ void take_x() const {
     wait_for_copies<kAfter>();
-    if (a.sums_at != 0) staged().sum_up(sums());
-    __syncthreads();
-  }
-
-  // The same, as digits.
-  __device__ void take_digits() const {
-    wait_for_copies<0>();
-    __syncthreads();
-    few_write_digits<T>(shared, sums(), rows, quads, warp, kFewWarps, lane);
+    if ((a.sums_at | a.digits_at) != 0) __syncthreads();
+    if (kSums && a.sums_at != 0) staged().sum_up(sums());
+    if (kDigits && a.digits_at != 0)
+      few_write_digits<T>(shared, shared + a.digits_at, rows, quads, warp, kFewWarps, lane);
     __syncthreads();
   }
 
@@ -148,7 +125,9 @@ struct FewBlock {
             sums() + min(lane % 4 * 8, step / kFewSums - 8) + quad * step, step};
   }
 
-  __device__ FewDigits digits(int quad) const { return {shared_address(sums()), rows, quads, quad, lane}; }
+  __device__ FewDigits digits(int quad) const {
+    return {shared_address(shared + a.digits_at), rows, quads, quad, lane};
+  }
 
   // Where stretch `stretch` of a part leaves its share of a column block.
   __device__ int slot_of(int part, int column, int stretch) const {
@@ -167,16 +146,6 @@ struct FewBlock {
       if (row < rows) to[row * kFewShareRow + c / 2 * 8] = total[c];
       total[c] = 0;
     }
-  }
-
-  // The warp's share of a part: quads `from` to `to`, counted over the block's column blocks.
-  struct Stretch {
-    FewPart part;
-    int number, before, from, to;
-  };
-  __device__ Stretch stretch_of(const Walk& w) const {
-    const auto quad = [&](int i) { return columns * w.part.quads() * i / kFewWarps; };
-    return {w.part, w.number, w.before, quad(warp), quad(warp + 1)};
   }
 
   // ---- the end

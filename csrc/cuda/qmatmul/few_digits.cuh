@@ -1,5 +1,5 @@
-// Narrow codes times one or two rows of x in whole numbers, for few_registers.cuh: masked out of their words four at a
-// time, codes are operands of the int8 tensor cores as they stand.
+// Narrow codes times one or two rows of x in whole numbers, for few_registers.cuh and few_ring.cuh: masked out of their
+// words four at a time, codes are operands of the int8 tensor cores as they stand.
 //
 //   x of a quad (128 k) in fixed point:  x = q 2^(e-21),  |q| < 2^22,  q = d0 + 2^8 d1 + 2^16 d2,  digits -128 ... 127
 //
@@ -56,36 +56,49 @@ struct FewDigits {
   }
 };
 
-// By a warp: one quad of a row. `x` points to the lane's four numbers, `plane` to their bytes in the first plane.
-// Answers the sum of q and the bits of the largest |x|.
+// By 8 lanes that follow each other: a quad of a row. `x` points to the lane's 16 numbers, `plane` to their bytes in
+// the first plane, if they are `there`. Answers the quad's numbers.
 template <typename T>
-__device__ __forceinline__ int2 few_write_digits(const uint8_t* x, uint8_t* plane, int plane_bytes, int lane) {
+__device__ __forceinline__ float4 few_write_digits(const uint8_t* x, uint8_t* plane, int plane_bytes, bool there) {
+  using Two = typename Pair<T>::type;
   constexpr uint32_t kSign = 0x80808080;
   constexpr int kOffset = (1 << 23) + (1 << 22) + (1 << 15) + (1 << 7);  // digits plus 64, 128, 128 in the mantissa
-  const int late = lane & 16;  // half the lanes take their pairs in the other order: no two meet in a bank
-  const uint32_t pairs[2] = {*reinterpret_cast<const uint32_t*>(x + late),
-                             *reinterpret_cast<const uint32_t*>(x + (late ^ 16))};
-  const T* halves = reinterpret_cast<const T*>(pairs);
-  float v[4], most = 0;
+  const uint4 all[2] = {reinterpret_cast<const uint4*>(x)[0], reinterpret_cast<const uint4*>(x)[1]};
+  const Two* pairs = reinterpret_cast<const Two*>(all);
+  Two most = __habs2(pairs[0]);
+#pragma unroll
+  for (int i = 1; i < 8; ++i) most = __hmax2_nan(most, __habs2(pairs[i]));
+#pragma unroll
+  for (int i = 1; i < 8; i *= 2) most = __hmax2_nan(most, __shfl_xor_sync(0xffffffffu, most, i));
+  const uint32_t bits = __float_as_uint(max_or_nan(to_float(most.x), to_float(most.y))), power = few_power(bits);
+  const float factor = __uint_as_float((2 * 127 + 21 - power) << 23);
+  uint32_t digit[kFewDigits][4];
+  int sum = -16 * __float_as_int(static_cast<float>(kOffset));
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    v[i] = to_float(halves[i]);
-    most = max_or_nan(most, fabsf(v[i]));
+    const T v[4] = {pairs[i].x, pairs[i].y, pairs[i + 4].x, pairs[i + 4].y};
+    uint32_t q[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      q[j] = __float_as_uint(fmaf(to_float(v[j]), factor, kOffset));
+      sum += q[j];
+    }
+    const uint32_t low02 = __byte_perm(q[0], q[2], 0x5140), low13 = __byte_perm(q[1], q[3], 0x5140);
+    const uint32_t top = __byte_perm(__byte_perm(q[0], q[2], 0x62), __byte_perm(q[1], q[3], 0x62), 0x5410);
+    digit[0][i] = __byte_perm(low02, low13, 0x5410) ^ kSign;
+    digit[1][i] = __byte_perm(low02, low13, 0x7632) ^ kSign;
+    digit[2][i] = (top + kSign / 2) ^ kSign;
   }
-  const uint32_t bits = warp_max(__float_as_uint(most));
-  const float factor = __uint_as_float((2 * 127 + 21 - few_power(bits)) << 23);
-  uint32_t q[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) q[i] = __float_as_uint(fmaf(v[i], factor, kOffset));
-  const uint32_t low_bytes = late == 0 ? 0x5140 : 0x1504, top_bytes = late == 0 ? 0x62 : 0x26;
-  const uint32_t low02 = __byte_perm(q[0], q[2], low_bytes), low13 = __byte_perm(q[1], q[3], low_bytes);
-  const uint32_t top = __byte_perm(__byte_perm(q[0], q[2], top_bytes), __byte_perm(q[1], q[3], top_bytes), 0x5410);
-  const uint32_t digit[kFewDigits] = {__byte_perm(low02, low13, 0x5410) ^ kSign,
-                                      __byte_perm(low02, low13, 0x7632) ^ kSign, (top + kSign / 2) ^ kSign};
+  for (int d = 0; d < kFewDigits; ++d) {
+    if (there)
+      *reinterpret_cast<uint4*>(plane + d * plane_bytes) = {digit[d][0], digit[d][1], digit[d][2], digit[d][3]};
+  }
 #pragma unroll
-  for (int d = 0; d < kFewDigits; ++d) *reinterpret_cast<uint32_t*>(plane + d * plane_bytes) = digit[d];
-  const uint32_t offset = __float_as_uint(static_cast<float>(kOffset));
-  return {warp_sum(static_cast<int>(q[0] + q[1] + q[2] + q[3] - 4 * offset)), static_cast<int>(bits)};
+  for (int i = 1; i < 8; i *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, i);
+  const int low = static_cast<int16_t>(sum);  // the sums of d0 + 2^8 d1 and of d2, or as good as these
+  const float unit = __uint_as_float(bits < 0x7f800000 ? power - 21 << 23 : 0x7fffffff);
+  return {static_cast<float>(low), unit, static_cast<float>((sum - low) >> 16), unit * 65536.0f};
 }
 
 // Of all staged rows; all threads of the block call it.
@@ -95,23 +108,15 @@ __device__ __forceinline__ void few_write_digits(const uint8_t* rows, uint8_t* d
   const int plane = few_plane_bytes(quads);
 #pragma unroll 1
   for (int row = 0; row < M; ++row) {
-    uint8_t* numbers = digits + M * kFewDigits * plane + row * 16;
-    const uint8_t* x = rows + row * few_row_bytes(quads) + lane / 4 * 32 + lane % 4 * 4;
-    uint8_t* to = digits + row * kFewDigits * plane + lane * 4;
 #pragma unroll 1
-    for (int quad = warp; quad < quads; quad += warps) {
-      const int2 number = few_write_digits<T>(x + quad * 256, to + quad * 128, plane, lane);
-      if (lane == 0) *reinterpret_cast<int2*>(numbers + quad * M * 16) = number;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int quad = warp + lane * warps; quad < quads; quad += 32 * warps) {
-      auto* number = reinterpret_cast<float4*>(numbers + quad * M * 16);
-      const int2 found = *reinterpret_cast<const int2*>(number);
-      const int low = static_cast<int16_t>(found.x);  // the sums of d0 + 2^8 d1 and of d2, or as good as these
-      const uint32_t bits = static_cast<uint32_t>(found.y), power = few_power(bits) - 21;
-      const float factor = __uint_as_float(bits < 0x7f800000 ? power << 23 : 0x7fffffff);
-      *number = {static_cast<float>(low), factor, static_cast<float>((found.x - low) >> 16), factor * 65536.0f};
+    for (int first = 4 * warp; first < quads; first += 4 * warps) {
+      const int quad = first + lane / 8;
+      const bool there = quad < quads;
+      const uint8_t* x = rows + row * few_row_bytes(quads) + min(quad, quads - 1) * 256 + lane % 8 * 32;
+      uint8_t* to = digits + row * kFewDigits * plane + quad * 128 + lane % 8 * 16;
+      const float4 numbers = few_write_digits<T>(x, to, plane, there);
+      if (there && lane % 8 == 0)
+        *reinterpret_cast<float4*>(digits + M * kFewDigits * plane + (quad * M + row) * 16) = numbers;
     }
   }
 }

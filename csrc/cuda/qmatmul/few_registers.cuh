@@ -87,8 +87,7 @@ struct FewSource {
   const FewPart& p;
   int left, column, next, run;  // quads of the stretch; quad of the column block, and how many whole ones follow it
   const uint8_t* tile;
-  const uint16_t* scales;
-  const float* zeros;
+  uint32_t numbers;  // before the column block's scales, and zeros, those of the lane's first column
 
   __device__ FewSource(const FewBlock<T>& block, const FewPart& part, int from, int to)
       : b(block), p(part), left(max(0, to - from)), column(from / part.quads()), next(from - column * part.quads()) {
@@ -101,11 +100,12 @@ struct FewSource {
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) quads[i].fetch_tiles(tile + i * Q::kBytes, b.lane);
     const bool steady = p.inverse == 1u << 29;  // a group to each
-    const int first = p.group_of(p.at + 4 * next) * kTileColumns;
+    const uint32_t first = numbers + p.group_of(p.at + 4 * next) * kTileColumns;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int at = steady ? first + i * kTileColumns : p.group_of(p.at + 4 * (next + i)) * kTileColumns;
-      quads[i].fetch_numbers(scales + at, zeros + at);
+      const uint32_t at =
+          steady ? first + i * kTileColumns : numbers + p.group_of(p.at + 4 * (next + i)) * kTileColumns;
+      quads[i].fetch_numbers(b.m.scales + at, b.m.zeros + at);
     }
     return advance(kBatch);
   }
@@ -120,11 +120,10 @@ struct FewSource {
   }
 
   __device__ void begin_column() {
-    const int64_t nb = b.column_first + column, at = nb * b.m.G * kTileColumns + b.lane / 4;
+    const int64_t nb = b.column_first + column;
     tile =
         b.m.weight + nb * b.m.column_bytes + 64ll * p.offset + next * Q::kBytes + b.lane * 4 * TileLane<kBits>::kFirst;
-    scales = b.m.scales + at;
-    zeros = kZeros ? b.m.zeros + at : nullptr;
+    numbers = static_cast<uint32_t>(nb) * b.m.G * kTileColumns + b.lane / 4;
     run = min(p.count / 4 - next, left);
   }
 
@@ -141,8 +140,8 @@ struct FewSource {
       quads[i] = {};
       if (i >= count) continue;
       quads[i].fetch_tiles(tile + i * Q::kBytes, b.lane, tiles);
-      const int at = p.group_of(p.at + 4 * (next + i)) * kTileColumns;
-      quads[i].fetch_numbers(scales + at, zeros + at);
+      const uint32_t at = numbers + p.group_of(p.at + 4 * (next + i)) * kTileColumns;
+      quads[i].fetch_numbers(b.m.scales + at, b.m.zeros + at);
     }
     return advance(count);
   }
@@ -153,18 +152,15 @@ template <typename T, int kBits, bool kZeros, bool kDigits>
 __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
   constexpr int kBatch = kFewBatch<kBits, kDigits>;
   using Product = std::conditional_t<kDigits, FewDigitProduct<kBits, kZeros>, FewProduct<T, kBits, false, kZeros>>;
-  typename FewBlock<T>::Walk walk(b);
-  walk.next();
-  const auto stretch = b.stretch_of(walk);
-  const int each = walk.part.quads();
-  FewSource<T, kBits, kZeros, kBatch> source(b, walk.part, stretch.from, stretch.to);
+  // A copy is read faster; 8 bits with zeros have no registers for it.
+  const std::conditional_t<kBits == 8 && kZeros, const FewPart&, FewPart> part = b.part(0);
+  const int each = part.quads(), all = b.columns * each;
+  const int from = all * b.warp / kFewWarps, to = all * (b.warp + 1) / kFewWarps;
+  FewSource<T, kBits, kZeros, kBatch> source(b, part, from, to);
   QuadInRegisters<kBits, kZeros> quads[2][kBatch];
   int counts[2] = {source.fetch(quads[0]), 0};
   b.ask_for_x();
-  if constexpr (kDigits)
-    b.take_digits();
-  else
-    b.template take_x<0>();
+  b.template take_x<0, !kDigits, kDigits>();
 
   const auto operand = [&](int quad) {
     if constexpr (kDigits)
@@ -172,7 +168,7 @@ __device__ __forceinline__ void few_multiply(const FewBlock<T>& b) {
     else
       return b.operand(quad);
   };
-  int column = stretch.from / each, at = stretch.from - column * each;  // quad of the column block
+  int column = from / each, at = from - column * each;  // quad of the column block
   auto x = operand(at);
   const auto begin = [&] {
     if (b.lane == 0) b.begins(0, column, b.slot_of(0, column, b.warp));

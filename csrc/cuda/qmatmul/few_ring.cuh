@@ -15,7 +15,7 @@
 
 namespace nybble::cuda {
 
-// Slots of a ring: one is multiplied, the others are on their way. Fewer where memory is short.
+// Slots of a ring: one is multiplied, the others are on their way. Fewer where memory is short, or batches are few.
 constexpr int kFewSlots = 3, kFewLeastSlots = 2;
 // Batches that are asked for before x is: more, and x waits in the queue behind them.
 constexpr int kFewEarly = 1;
@@ -64,9 +64,9 @@ struct QuadInSlot {
   }
 };
 
-// a / b for a below 2^21.
-__device__ inline int small_quotient(int a, int b) {
-  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
+// a / b for a below 2^21, and what 1 / b is.
+__device__ inline int small_quotient(int a, float one_by_b) {
+  return static_cast<int>((static_cast<float>(a) + 0.5f) * one_by_b);
 }
 
 // A warp's batches, one part after another.
@@ -106,25 +106,38 @@ struct FewRing {
     commit_copies();
   }
 
-  __device__ __forceinline__ void multiply(const FewBatch& batch, const uint8_t* slot, FewOperand x,
-                                           float (&total)[4]) const {
+  // `x`, `digits`: from the block's first quad on.
+  __device__ __forceinline__ void multiply(const FewBatch& batch, const uint8_t* slot, const FewOperand& x,
+                                           const FewDigits& digits, float (&total)[4]) const {
     with_bits(batch.bits(), [&](auto bits) {
       constexpr int kBits = decltype(bits)::value;
-      if (batch.fine())
-        multiply_as<kBits, true>(batch.quads(), slot, x, total);
-      else
-        multiply_as<kBits, false>(batch.quads(), slot, x, total);
+      if (batch.fine()) {
+        multiply_as<FewProduct<T, kBits, true, kZeros>, kBits, true>(batch, slot, x, total);
+        return;
+      }
+      if constexpr (kBits <= 3) {
+        using Product = FewDigitProduct<kBits, kZeros>;
+        if (b.a.digits_at != 0) {
+          float sums[2] = {total[0], total[1]};
+          multiply_as<Product, kBits, false>(batch, slot, digits, sums);
+          total[0] = sums[0], total[1] = sums[1];
+          if (batch.share() >= 0) Product::finish(sums, total);
+          return;
+        }
+      }
+      multiply_as<FewProduct<T, kBits, false, kZeros>, kBits, false>(batch, slot, x, total);
     });
   }
 
  private:
-  template <int kBits, bool kFine>
-  __device__ __forceinline__ void multiply_as(int quads, const uint8_t* slot, FewOperand x, float (&total)[4]) const {
+  template <typename Product, int kBits, bool kFine, typename X, typename Total>
+  __device__ __forceinline__ void multiply_as(const FewBatch& batch, const uint8_t* slot, X x, Total& total) const {
     QuadInSlot<kBits, kFine, kZeros> quad{slot, reinterpret_cast<const __half*>(slot + b.a.scales_at) + b.lane / 4,
                                           reinterpret_cast<const float*>(slot + b.a.zeros_at) + b.lane / 4, b.lane};
+    x = x.after(batch.quad());
 #pragma unroll 1
-    for (int i = quads; i > 0; --i) {
-      FewProduct<T, kBits, kFine, kZeros>::add(quad, x, total, [] {});
+    for (int i = batch.quads(); i > 0; --i) {
+      Product::add(quad, x, total, [] {});
       quad.next();
       x = x.after(1);
     }
@@ -133,52 +146,47 @@ struct FewRing {
   // Writes down the batches of turns `first` to first + 31, empty ones after the last. A warp has a sixteenth of each
   // part, to a quad; which warps have one more goes round from part to part.
   __device__ void plan(int first) {
-    FewBatch mine{};
-    int turn = first + b.lane, round = 0;
+    int turn = first + b.lane, part = -1, stretch = 0, column = 0, quad = 0, end = 0;
     turns = 0;
 #pragma unroll 1
-    for (typename FewBlock<T>::Walk w(b); w.next();) {
-      const FewPart& p = w.part;
+    for (int i = 0; i < b.parts; ++i) {
+      const FewPart& p = b.part(i);
       const int quads = p.quads(), all = b.columns * quads, more = all % kFewWarps;
-      const int stretch = b.warp - round + (b.warp < round ? kFewWarps : 0);
-      const int from = stretch * (all / kFewWarps) + min(stretch, more);
-      const int count = all / kFewWarps + (stretch < more ? 1 : 0);
-      round = (round + more) % kFewWarps;
+      const int its_stretch = (b.warp - b.columns * p.before) & (kFewWarps - 1);
+      const int from = its_stretch * (all / kFewWarps) + min(its_stretch, more);
+      const int count = all / kFewWarps + (its_stretch < more ? 1 : 0);
       // Batches: of the first column block, of each further one, and in all.
-      const int column = small_quotient(from, quads), skipped = from - column * quads;
-      const int head = min(quads - skipped, count), rest = count - head, full = small_quotient(rest, quads);
-      const int up = (1 << p.batch) - 1;
-      const int in_head = (head + up) >> p.batch, in_full = (quads + up) >> p.batch;
+      const int its_column = small_quotient(from, p.per_quad), skipped = from - its_column * quads;
+      const int head = min(quads - skipped, count), rest = count - head, full = small_quotient(rest, p.per_quad);
+      const int up = (1 << p.batch) - 1, in_head = (head + up) >> p.batch, in_full = p.batches();
       const int in_part = in_head + full * in_full + ((rest - full * quads + up) >> p.batch);
       if (turn >= 0 && turn < in_part) {
-        int its_column = column, quad = skipped + (turn << p.batch), end = skipped + head;
-        if (turn >= in_head) {
-          const int further = small_quotient(turn - in_head, in_full);
-          its_column += 1 + further;
-          quad = (turn - in_head - further * in_full) << p.batch;
-          end = min(quads, rest - further * quads);
-        }
-        mine = describe(w, stretch, its_column, quad, end);
+        const int further = turn < in_head ? -1 : small_quotient(turn - in_head, p.per_batch);
+        part = i;
+        stretch = its_stretch;
+        column = its_column + 1 + further;
+        quad = (turn - (turn < in_head ? 0 : in_head + further * in_full) << p.batch) + (turn < in_head ? skipped : 0);
+        end = turn < in_head ? skipped + head : min(quads, rest - further * quads);
       }
       turn -= in_part;
       turns += in_part;
     }
-    list[(first + b.lane) % kFewList] = mine;
+    list[(first + b.lane) % kFewList] = part < 0 ? FewBatch{} : describe(part, stretch, column, quad, end);
     __syncwarp();
   }
 
-  // The batch that begins with this quad of a column block, of which the warp has those up to `end`.
-  __device__ __forceinline__ FewBatch describe(const typename FewBlock<T>::Walk& w, int stretch, int column, int quad,
-                                               int end) const {
-    const FewPart& p = w.part;
+  // The batch that begins with this quad of a part's column block, of which the warp has those up to `end`.
+  __device__ __forceinline__ FewBatch describe(int part, int stretch, int column, int quad, int end) const {
+    const FewPart& p = b.part(part);
     const int quads = min(1 << p.batch, end - quad), blocks = min(4 * quads, p.count - 4 * quad);
-    const int share = b.slot_of(w.number, column, stretch), nb = b.column_first + column;
-    if (quad == 0) b.begins(w.number, column, share);
+    const int share = b.slot_of(part, column, stretch), nb = b.column_first + column;
+    if (quad == 0) b.begins(part, column, share);
     const int rows = p.fine ? 4 * quads : quads, step = p.fine ? 1 : 4;
     const int at = p.at + 4 * quad, first = p.group_of(at);
     uint32_t changes = (1u << rows) - 2;  // a group each
     if (p.inverse != 1u << (p.fine ? 31 : 29) || (p.fine && rows > blocks)) {
       changes = 0;
+#pragma unroll 1
       for (int i = 1, before = first; i < rows; ++i) {
         const int group = p.group_of(at + min(i * step, blocks - 1));  // of what is not there: the last
         changes |= (group - before) << i;
@@ -186,10 +194,10 @@ struct FewRing {
       }
     }
     FewBatch batch;
-    batch.tiles = nb * static_cast<uint32_t>(b.m.column_bytes / 64) + p.offset + 4 * quad * p.bits;
+    batch.tiles = nb * static_cast<uint32_t>(b.m.column_bytes >> 6) + p.offset + 4 * quad * p.bits;
     batch.group = nb * static_cast<uint32_t>(b.m.G) + first;
     batch.what = p.bits * blocks | p.bits << 8 | (p.fine ? 1 : 0) << 12 | quads << 13 | changes << 16;
-    batch.whence = 2 * rows | (w.before + quad) << 6 | (quad + quads == end ? share + 1 : 0) << 19;
+    batch.whence = 2 * rows | (p.before + quad) << 6 | (quad + quads == end ? share + 1 : 0) << 19;
     return batch;
   }
 };
@@ -203,12 +211,15 @@ __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
   b.ask_for_x();
 #pragma unroll
   for (int i = kEarly; i < kSlots - 1; ++i) ring.bring(i, i);
-  b.template take_x<kSlots - 1 - kEarly>();
+  b.template take_x<kSlots - 1 - kEarly, true, true>();
 
   FewOperand x = b.operand(0);
   x.x = kept(static_cast<int>(x.x));
   x.sums = b.shared + kept(static_cast<int>(x.sums - b.shared));
   x.sums_step = kept(x.sums_step);
+  FewDigits digits = b.digits(0);
+  digits.planes = kept(static_cast<int>(digits.planes));
+  digits.numbers = kept(static_cast<int>(digits.numbers));
   float total[4] = {};
   int slot = 0, freed = kSlots - 1;
 #pragma unroll 1
@@ -217,7 +228,7 @@ __device__ __forceinline__ void few_multiply_ring(const FewBlock<T>& b) {
     __syncwarp();
     ring.bring(turn + kSlots - 1, freed);
     const FewBatch batch = ring.list[turn % kFewList];
-    ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x.after(batch.quad()), total);
+    ring.multiply(batch, ring.ring + slot * ring.slot_bytes, x, digits, total);
     if (batch.share() >= 0) b.leave(batch.share(), total);
     freed = slot;
     if (++slot == kSlots) slot = 0;

@@ -18,23 +18,27 @@ namespace nybble::cuda {
 // What is done to x before the product.
 enum class Before : int32_t { nothing, norm, silu, gelu_tanh };
 
-// Neighbouring k blocks of one width whose groups follow each other (matrix.h), as far as they are a block's.
+// Neighbouring k blocks of one width whose groups follow each other (matrix.h): whole, or as far as they are a block's.
+// What the kernels would have to work out is worked out by the host (few.cu).
 struct FewPart {
   int32_t first, count;  // k blocks
   int32_t offset;        // of the first tile from the start of a column block, in units of 64 bytes
   int32_t at;            // k blocks from the start of the segment to `first`: a multiple of 4
   int32_t group;         // of the segment's first k block
   int32_t bits;
-  uint32_t inverse;  // of the k blocks a group: 2^31 / it, rounded up
-  bool fine;         // four k blocks may have several groups
-  int8_t batch;      // log2 of how many quads a ring's slot takes
+  uint32_t inverse;           // of the k blocks a group: 2^31 / it, rounded up
+  int32_t before;             // quads of the block's parts before it
+  float per_quad, per_batch;  // 1 / quads(), 1 / batches()
+  bool fine;                  // four k blocks may have several groups
+  int8_t batch;               // log2 of how many quads a ring's slot takes
 
   __host__ __device__ int quads() const { return (count + 3) / 4; }
+  __host__ __device__ int batches() const { return (quads() + (1 << batch) - 1) >> batch; }
   // Of k block `i` of the segment, below 2^15.
   __device__ int group_of(int i) const { return group + static_cast<int>(__umulhi(2 * i, inverse)); }
 };
 
-constexpr int kFewParts = 8;
+constexpr int kFewParts = 8, kFewSplits = 8, kFewCuts = kFewParts + kFewSplits - 1;
 
 // A packed matrix of few segments.
 struct FewMatrix {
@@ -44,18 +48,7 @@ struct FewMatrix {
   int64_t column_bytes;
   int32_t K, N, G;
   int32_t parts;
-  FewPart part[kFewParts];  // whole segments
-
-  // What lies in `first` to `last` of segment `i`; count may be 0.
-  __host__ __device__ FewPart part_within(int i, int first, int last) const {
-    FewPart p = part[i];
-    const int end = p.first + p.count, from = first > p.first ? first : p.first, to = last < end ? last : end;
-    p.at = from - p.first;
-    p.first = from;
-    p.count = to > from ? to - from : 0;
-    p.offset += p.at * p.bits;
-    return p;
-  }
+  FewPart part[kFewCuts];  // segments, cut where the parts of k meet that blocks have
 };
 
 struct FewX {
@@ -87,8 +80,7 @@ struct FewRows {
   const FewMatrix& m;
   uint8_t* rows;  // in shared memory
   float* scratch;
-  int first, last;  // k blocks
-  int quads;
+  int first_part, parts, quads;  // the block's
 
   // All threads of the block call it. Copies are a group of their own; when they are there, all is after the next
   // barrier of the block.
@@ -105,9 +97,8 @@ struct FewRows {
     commit_copies();
   }
 
-  // Once the thread's copies are there: the sums of x. By tensor cores: every row of (ones) x^T is the sums.
+  // Of x that is there. By tensor cores: every row of (ones) x^T is the sums.
   __device__ void sum_up(uint8_t* sums) const {
-    __syncthreads();
     const int lane = threadIdx.x % 32, step = few_sums_step(a.M);
     const unsigned one = pack<T>(1, 1), ones[4] = {one, one, one, one};
     const unsigned from = few_operand(shared_address(rows), a.M, quads, lane);
@@ -137,17 +128,15 @@ struct FewRows {
   // Calls body(piece, the k of its first number) for the thread's pieces of 8 numbers; k is -1 where x is 0.
   template <typename Body>
   __device__ __forceinline__ void each_piece(Body body) const {
-    int start = 0;
 #pragma unroll 1
-    for (int part = 0; part < m.parts; ++part) {
-      const FewPart p = m.part_within(part, first, last);
+    for (int part = first_part; part < first_part + parts; ++part) {
+      const FewPart& p = m.part[part];
       const int pieces = 16 * p.quads();
 #pragma unroll 1
       for (int i = threadIdx.x; i < pieces; i += kThreads) {
         const int k = p.first * kTileRows + 8 * i;
-        body(start + i, i < 4 * p.count && k < m.K ? k : -1);
+        body(16 * p.before + i, i < 4 * p.count && k < m.K ? k : -1);
       }
-      start += pieces;
     }
   }
 
