@@ -1,6 +1,5 @@
 // Which kernel, how many warps, how many ranges; then the kernel and `combine`.
-#include <atomic>
-
+#include "cuda/common/flag.cuh"
 #include "cuda/paged_attention/join.cuh"
 #include "cuda/paged_attention/plan.cuh"
 
@@ -63,15 +62,6 @@ int blocks_of_head(const PagedAttentionArgs& a, const Plan& plan, const Kernel& 
   return 4 * blocks * plan.heads >= 3 * gpu().processors ? blocks : 0;
 }
 
-// A number unlike any other call's, and unlike what memory holds.
-uint64_t next_mark() {
-  static std::atomic<uint64_t> calls{0};
-  uint64_t x = (calls.fetch_add(1, std::memory_order_relaxed) + 1) * 0x9e3779b97f4a7c15ull;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return (x ^ (x >> 31)) & ~uint64_t{255};
-}
-
 Plan plan_for(const PagedAttentionArgs& a, const Kernel& kernel) {
   Plan plan{};
   plan.tile_shift = kernel.tile_shift;
@@ -130,7 +120,7 @@ Status paged_attention(const PagedAttentionArgs& a, Stream stream) {
   const Kernel kernel = choose(a);
   if (kernel.launch == nullptr) return {"paged_attention: heads of more than 512 channels"};
   Plan plan = plan_for(a, kernel);
-  if (plan.blocks > 0) plan.mark = next_mark();
+  if (plan.blocks > 0) plan.mark = next_mark() & ~Flag{255};
   const Status started = kernel.launch(a, plan, stream);
   if (!started.ok()) return started;
   if (plan.blocks > 0) return started;

@@ -215,6 +215,9 @@ Status launch_best(const QMatmulArgs& a, const Matrix& m, Stream stream) {
   const Shape shape = shape_of<Wide>(m);
   if (const Status set = prepare<Wide, kZeros>(shape.bytes()); !set.ok()) return set;
   Way best{plan_of<Wide>(a, m), 0};
+  // Helpers are waited for, so all blocks run at once: a GPU that is shared may have no room for them.
+  if (best.plan.own > 0 && best.plan.ctas > clusters_at_once<Wide, kZeros>(shape.bytes(), Wide::kCluster))
+    best.plan = whole_plan_of<Wide>(a, m);
   best.cost = static_cast<double>(cost_of(best.plan, Wide::kBlocks * kTileRows, kExtra<Wide>));
   consider_one_turn<Wide, kZeros>(a, m, shape.bytes(), 1, &best);
   if constexpr (!std::is_same_v<Wide, Narrow>) {
