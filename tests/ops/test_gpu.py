@@ -82,6 +82,18 @@ def test_a_row_may_be_independent_of_its_batch(bits: int, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("K", [128, 1024, 1536, 4096, 8192, 12288, 17408])
+def test_a_norm_before_a_product_has_its_own_bits(K: int, dtype: torch.dtype) -> None:
+    from nybble import ops
+    from tests.cases.qmatmul import random_packed
+
+    m = random_packed(K, 64, [4], group=128).to("cuda")
+    x, weight = torch.randn(3, K, device="cuda").to(dtype), torch.rand(K, device="cuda").to(dtype)
+    apart = ops.qmatmul(ops.rms_norm(x, weight, 1e-5), m)
+    assert same_bits(ops.qmatmul(x, m, norm=(weight, 1e-5)), apart)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("M", "N"), [(100, 23040), (200, 11520)])
 def test_blocks_wait_for_each_other(M: int, N: int, dtype: torch.dtype) -> None:
     """On an H200 some blocks add what others leave in scratch: in each replay of a graph anew, whatever was there."""

@@ -183,7 +183,7 @@ Cut cut(const FewMatrix& m, Made made, int rows, const Gpu& g) {
 }
 
 // Threads that cuda/norm.cu adds up the squares of a row of K numbers with (common/row.cuh, with_row).
-int norm_threads(int64_t K) { return K <= 1024 ? 32 : K <= 4096 ? 256 : K <= 8192 ? 512 : K <= 16384 ? 1024 : 256; }
+int norm_threads(int64_t K) { return K <= 1024 ? 32 : K <= 2048 ? 128 : K <= 4096 ? 256 : K <= 8192 ? 512 : 256; }
 
 // False: too many segments.
 bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
