@@ -39,13 +39,6 @@ __device__ inline unsigned warp_max(unsigned v) {
   return v;
 #endif
 }
-// sm_80 and later; nothing before it.
-__device__ inline int warp_sum(int v) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  v = __reduce_add_sync(0xffffffffu, v);
-#endif
-  return v;
-}
 
 // All kThreads threads of the block must call it; kThreads is a multiple of 32. May be called again at once.
 template <typename Op, int kThreads>

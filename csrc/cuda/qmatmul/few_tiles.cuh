@@ -31,14 +31,11 @@ struct FewOperand {
   }
 };
 
-// Whether codes are not converted.
-constexpr bool few_is_tiny(bool half, int bits, bool fine) { return half && bits <= 3 && !fine; }
-
 // A quad: four tiles that follow each other. kFine: each has a group of its own, or may have; else one has them all.
 // From has tile(i), and scale(group, v) and zero(group, v) of column lane / 4 + 8 v.
 template <typename T, int kBits, bool kFine, bool kZeros>
 struct FewProduct {
-  static constexpr bool kTiny = few_is_tiny(std::is_same_v<T, __half>, kBits, kFine);
+  static constexpr bool kTiny = std::is_same_v<T, __half> && kBits <= 3 && !kFine;  // codes are not converted
   static constexpr float kMiddle = 1 << (kBits - 1);
 
   // total += W^T x. Calls arrived() when the first tile has been decoded.
