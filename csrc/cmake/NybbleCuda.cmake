@@ -37,6 +37,11 @@ foreach(names IN ITEMS
     list(APPEND cuda_sources "${unit}")
   endif()
 endforeach()
+# What takes longest begins first, so that many cores do not wait for one unit at the end.
+set(slow ${cuda_sources})
+list(FILTER slow INCLUDE REGEX "qmatmul/(few|wide)_|paged_attention/|norm|quantize_int8")
+list(REMOVE_ITEM cuda_sources ${slow})
+list(PREPEND cuda_sources ${slow})
 add_library(nybble_cuda OBJECT ${cuda_sources})
 target_link_libraries(nybble_cuda PRIVATE nybble_flags)
 # Half numbers are joined by named functions here: the headers' operators, unused, would be read by every unit four times.

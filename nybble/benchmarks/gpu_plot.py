@@ -66,7 +66,9 @@ def save(report: Report, path: Path) -> None:
         figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0], shapes.items(), strict=True
     ):
         for label, (key, style) in LINES.items():
-            axes.loglog(*line(cases, key), style, label=label, markersize=4)
+            rows_of_line, times = line(cases, key)
+            if times:
+                axes.loglog(rows_of_line, times, style, label=label, markersize=4)
         axes.set(title=f"{K} × {N}", xlabel="rows (M)", ylabel="microseconds")
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)
