@@ -50,7 +50,7 @@ Status norm(const NormArgs& a, Stream stream) {
                        wide(a.weight, a.w_dtype, a.D, V) && wide(a.bias, a.w_dtype, a.D, V);
     // On an H200 16 numbers a thread were quickest for one row and as good as 32 for many; the second sum of a centred
     // norm wants fewer threads to wait for each other.
-    constexpr int kNumbers = kCentred && sizeof(T) == 2 ? 32 : 16;
+    constexpr int kNumbers = kCentred && sizeof(T) == 2 ? 2 * kNormNumbers : kNormNumbers;
     return with_row<T, kNumbers>(a.D, whole, [&](auto form) {
       using Row = typename decltype(form)::type;
       // Early for many rows too where that was quicker: H200, 300 rows of 2048 halves 1.9 us, else 2.3; but 4096 rows

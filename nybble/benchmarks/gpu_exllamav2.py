@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nybble.benchmarks.gpu_cases import Weight
 from nybble.benchmarks.gpu_timing import copies, graph_times
+from nybble.benchmarks.random_matrix import random_words
 
 ROWS = 32  # up to here its kernel multiplies; beyond, the weights are made dense first
 TUNING_CALLS = 250  # it tries block sizes in the first 200 calls of a shape
@@ -58,12 +59,11 @@ def _tensors(ext: Any, weight: Weight) -> list[Tensor]:
     q_groups = torch.tensor(groups, dtype=torch.int16)
     order = torch.randperm(K) if weight.permuted else torch.arange(K)
     nothing = torch.empty(1, 1, device="meta")
-    low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
     return [
-        torch.randint(low, high, (words, N), device="cuda", dtype=torch.int32),
+        random_words(words, N),
         order.short().cuda() if weight.permuted else nothing,
         order.argsort().short().cuda() if weight.permuted else nothing,
-        torch.randint(low, high, (G, N // 8), device="cuda", dtype=torch.int32),
+        random_words(G, N // 8),
         (torch.rand(G, device="cuda") / 16384).half(),
         q_groups.cuda(),
         ext.make_group_map(q_groups, words).cuda(),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nybble.benchmarks.gpu_timing import copies, graph_times
+from nybble.benchmarks.random_matrix import random_words
 
 # vLLM's number for codes of 4 bits less 8: bits of the mantissa from bit 8 on, the 8 from bit 17 on, IEEE's NaN from bit 50 on.
 UINT4_LESS_8 = 4 << 8 | 8 << 17 | 1 << 50
@@ -49,8 +50,7 @@ def marlin(K: int, N: int, group: int, rows: Sequence[int]) -> Iterator[tuple[in
 
 def _weight(K: int, N: int, group: int) -> tuple[Tensor, Tensor]:
     """Codes in Marlin's order, and scales."""
-    low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
-    codes = torch.randint(low, high, (K // 8, N), device="cuda", dtype=torch.int32)
+    codes = random_words(K // 8, N)
     scales = torch.rand(K // group, N, device="cuda", dtype=torch.float16)
     return torch.ops._C.gptq_marlin_repack(codes, K, N, 4, False), scales
 

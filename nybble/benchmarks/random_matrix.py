@@ -73,6 +73,12 @@ def random_mixture(
     )
 
 
+def random_words(rows: int, columns: int) -> Tensor:
+    """Packed codes of other programs' matrices: random int32, on the GPU."""
+    bits = torch.iinfo(torch.int32)
+    return torch.randint(bits.min, bits.max, (rows, columns), device="cuda", dtype=torch.int32)
+
+
 def block_table(segments: tuple[Segment, ...]) -> Tensor:
     """Bits and scale group of each block of 32 rows, int32 ``[KB, 2]``.
 

@@ -110,6 +110,8 @@ struct RowTag {
   using type = Row;
 };
 
+constexpr int kNormNumbers = 16;  // of a thread of a norm, for with_row(): qmatmul/few.cu adds up squares the same way
+
 // Calls body(RowTag<Row>{}) with the form that suits D; `wide`: every access may take kWide<T> numbers. kNumbers: of a
 // thread, in rows of more than 1024. One form for one row and for many, so that a row's sums do not depend on its
 // batch.

@@ -128,10 +128,7 @@ class Join {
     float2 *state, *values;  // 32 values each
     unsigned long long* count;
     int64_t out;
-    __device__ Place kept_whole() const {
-      return {const_cast<float2*>(kept(state)), const_cast<float2*>(kept(values)),
-              const_cast<unsigned long long*>(kept(count)), kept(out)};
-    }
+    __device__ Place kept_whole() const { return {kept(state), kept(values), kept(count), kept(out)}; }
   };
   __device__ Place place_of(const Part& part, int kind) const {
     const int kinds = plan_.heads * kKinds, slots = plan_.blocks + static_cast<int>(a_.B);

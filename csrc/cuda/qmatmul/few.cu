@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <iterator>
 
+#include "cuda/common/row.cuh"
 #include "cuda/qmatmul/few_registers.cuh"
 #include "cuda/qmatmul/few_ring.cuh"
 #include "cuda/qmatmul/gather.h"
@@ -182,8 +183,15 @@ Cut cut(const FewMatrix& m, Made made, int rows, const Gpu& g) {
   return {};
 }
 
-// Threads that cuda/norm.cu adds up the squares of a row of K numbers with (common/row.cuh, with_row).
-int norm_threads(int64_t K) { return K <= 1024 ? 32 : K <= 2048 ? 128 : K <= 4096 ? 256 : K <= 8192 ? 512 : 256; }
+// Threads that cuda/norm.cu adds up the squares of a row of K halves with; a warp for its half, the others have zeros.
+int norm_threads(int64_t K) {
+  int threads = 32;
+  with_row<__half, kNormNumbers>(K, true, [&](auto form) -> Status {
+    threads = std::max(threads, decltype(form)::type::kGroup);
+    return {};
+  });
+  return threads;
+}
 
 // False: too many segments.
 bool describe_few(const QMatmulArgs& a, FewMatrix* out) {
